@@ -1,0 +1,67 @@
+"""One resource for each event loop that asks for it, closed when its loop ends.
+
+An engine or a pool whose connections were made on one loop fails on another ("attached to a different loop"), and test
+clients use a loop for each request. A loop closes the async generators that began on it before it ends
+(`loop.shutdown_asyncgens`), so a generator that waits at its only `yield` closes the resource in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+__all__ = ["PerLoop"]
+
+T = TypeVar("T")
+
+
+class PerLoop(Generic[T]):
+    """`get()` returns the resource of the running loop, made by `make` at first; `close` ends one."""
+
+    def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
+        self._make = make
+        self._close = close
+        self._lock = threading.Lock()
+        self._unclaimed: T | None = None
+        self._claimed: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None, None]]]
+        self._claimed = WeakKeyDictionary()
+
+    def get(self) -> T:
+        """The resource of the running loop; without a loop, the one that the first loop to ask will get."""
+        loop = asyncio._get_running_loop()
+        if loop is not None and (claimed := self._claimed.get(loop)) is not None:
+            return claimed[0]
+        with self._lock:
+            resource = self._unclaimed if self._unclaimed is not None else self._make()
+            if loop is None:
+                self._unclaimed = resource
+            else:
+                self._unclaimed = None
+                self._claimed[loop] = (resource, _begun(self._until_the_loop_ends(resource)))
+            return resource
+
+    async def close(self) -> None:
+        """Close the running loop's resource; those of other loops close with their loops. It may be made anew."""
+        claimed = self._claimed.pop(asyncio.get_running_loop(), None)
+        if claimed is not None:
+            await claimed[1].aclose()
+        unclaimed, self._unclaimed = self._unclaimed, None
+        if unclaimed is not None:
+            await self._close(unclaimed)
+
+    async def _until_the_loop_ends(self, resource: T) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self._close(resource)
+
+
+def _begun(generator: AsyncGenerator[None, Any]) -> AsyncGenerator[None, Any]:
+    try:
+        generator.asend(None).send(None)
+    except StopIteration:
+        pass
+    return generator

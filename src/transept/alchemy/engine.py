@@ -1,0 +1,87 @@
+"""Engines that Transept makes itself: SQLite as a web app needs it, and pools that never stop the event loop."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
+from sqlalchemy.util.queue import Queue
+
+from transept._sqlite import MAY_WRITE, PRAGMAS, begin_statement, memory_name
+from transept.errors import PoolBusyOnLoop
+from transept.turn import on_loop
+
+__all__ = ["is_memory", "keeper_of", "make_engine", "shared_memory"]
+
+E = TypeVar("E")
+
+
+class LoopAwareQueue(Queue[Any]):
+    """A pool's queue that is never waited for on an event loop's thread."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if block and on_loop():
+            if self.empty():
+                raise PoolBusyOnLoop(self.maxsize)
+            block = False
+        return super().get(block, timeout)
+
+
+class LoopAwarePool(QueuePool):
+    """A queue pool for blocking sessions under an event loop."""
+
+    _queue_class = LoopAwareQueue
+
+
+def is_memory(url: URL) -> bool:
+    """Whether this is SQLAlchemy's spelling of a private in-memory SQLite database."""
+    return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
+
+
+def shared_memory(url: URL) -> URL:
+    """The in-memory database that all connections of one engine share, with real locks between them.
+
+    SQLAlchemy's own default gives each thread a database of its own, or all tasks one connection.
+    """
+    return url.set(database=f"file:{memory_name()}", query={**url.query, "vfs": "memdb", "uri": "true"})
+
+
+def make_engine(url: URL, options: dict[str, Any], create: Callable[..., E], sync: Callable[[E], Engine]) -> E:
+    """An engine that is ours. `create` makes it from the URL and options, `sync` finds the blocking one inside."""
+    own_pool = any(options.get(name) is not None for name in ("poolclass", "pool", "creator", "async_creator"))
+    if url.get_backend_name() == "sqlite":
+        options = {**options, "connect_args": {"check_same_thread": False, **(options.get("connect_args") or {})}}
+    if not own_pool:
+        options = {**options, "poolclass": AsyncAdaptedQueuePool if url.get_dialect().is_async else LoopAwarePool}
+    engine = create(url, **options)
+    if url.get_backend_name() == "sqlite":
+        _prepare_sqlite(sync(engine))
+    return engine
+
+
+def keeper_of(url: URL) -> sqlite3.Connection | None:
+    """A connection that keeps the in-memory database of `shared_memory` alive; None for any other."""
+    if url.get_backend_name() != "sqlite" or url.query.get("vfs") != "memdb":
+        return None
+    return sqlite3.connect(f"{url.database}?vfs=memdb", uri=True, check_same_thread=False)
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    """BEGIN by SQLAlchemy's documented events: https://docs.sqlalchemy.org/en/20/dialects/sqlite.html."""
+
+    def connected(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in PRAGMAS:
+            cursor.execute(pragma)
+        cursor.close()
+
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql(begin_statement(MAY_WRITE.get()))
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begun)

@@ -1,0 +1,116 @@
+"""How a unit of work settles a SQLAlchemy session: plain blocking code, and one greenlet hop a call where it is async."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util import greenlet_spawn
+
+from transept.alchemy.session import Seat, guard
+from transept.alchemy.truth import in_doubt, why_gone
+from transept.errors import CommitFailed, CommitInDoubt
+
+__all__ = ["AsyncHandle", "BlockingHandle"]
+
+T = TypeVar("T")
+
+
+class BlockingHandle:
+    """A `Session` in a unit of work."""
+
+    def __init__(self, key: str, session: Session, seat: Seat) -> None:
+        self._key = key
+        self._session = session
+        self._seat = seat
+        guard(session, seat)
+
+    @property
+    def session(self) -> Session | AsyncSession:
+        return self._session
+
+    def in_transaction(self) -> bool:
+        return self._session.in_transaction()
+
+    def reading(self) -> bool:
+        return bool(self._seat.cursors)
+
+    def wrote(self) -> bool:
+        session = self._session
+        return self._seat.wrote or bool(session.new or session.dirty or session.deleted)
+
+    def app_ended(self) -> bool | None:
+        return self._seat.app_ended
+
+    def hold_now(self) -> bool:
+        return self._seat.turn.hold_now()
+
+    async def hold(self) -> None:
+        await self._seat.turn.hold()
+
+    def release(self) -> None:
+        self._seat.turn.release()
+
+    async def check(self) -> None:
+        await self._run(self._check)
+
+    async def commit(self) -> None:
+        dialects = {connection.dialect.name for connection in self._seat.connections}
+        try:
+            await self._run(self._session.commit)
+        except BaseException as error:
+            if any(in_doubt(dialect, error) for dialect in dialects):
+                raise CommitInDoubt(self._key) from error
+            raise
+
+    async def rollback(self) -> None:
+        await self._run(self._session.rollback)
+        self._seat.app_ended = None
+
+    async def invalidate(self) -> None:
+        await self._run(self._session.invalidate)
+
+    async def savepoint(self) -> SessionTransaction:
+        return await self._run(self._session.begin_nested)
+
+    async def rollback_to(self, savepoint: SessionTransaction) -> None:
+        await self._run(savepoint.rollback)
+
+    async def release_savepoint(self, savepoint: SessionTransaction) -> None:
+        await self._run(savepoint.commit)
+
+    def end(self, owner: str) -> None:
+        self._session.expunge_all()
+        self._seat.turn.ended = owner
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._seat.turn.settling:
+            self._seat.turn.adopt()
+        return work()
+
+    def _check(self) -> None:
+        self._session.flush()
+        for connection in self._seat.connections:
+            reason = why_gone(connection)
+            if reason is not None:
+                raise CommitFailed(self._key, reason)
+
+
+class AsyncHandle(BlockingHandle):
+    """An `AsyncSession` in a unit of work: the same code over the `Session` inside it."""
+
+    def __init__(self, key: str, session: AsyncSession, seat: Seat) -> None:
+        super().__init__(key, session.sync_session, seat)
+        self._async_session = session
+
+    @property
+    def session(self) -> AsyncSession:
+        return self._async_session
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._seat.turn.settling:
+            self._seat.turn.adopt()
+        result: T = await greenlet_spawn(work)
+        return result

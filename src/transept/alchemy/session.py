@@ -1,0 +1,250 @@
+"""Sessions with one user at a time: the guard stands in the blocking `Session` class.
+
+Every path of an `AsyncSession` (lazy loads, `run_sync`, streams) ends there, in the greenlet of the task that awaits.
+A session that a unit hands out is SQLAlchemy's own, or the user's class; only its class is exchanged for a guarded
+subclass, so the maker that made it stays untouched.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, CursorResult
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util import await_only
+
+from transept._sqlite import MAY_WRITE
+from transept.alchemy.truth import began, watch
+from transept.errors import BlockingCallWarning
+from transept.turn import TaskTurn, ThreadTurn, on_loop
+from transept.unit import Hooks
+
+__all__ = ["Seat", "guard"]
+
+GUARDED = [
+    "begin_nested",
+    "bulk_insert_mappings",
+    "bulk_save_objects",
+    "bulk_update_mappings",
+    "commit",
+    "connection",
+    "delete",
+    "execute",
+    "flush",
+    "get",
+    "get_one",
+    "merge",
+    "prepare",
+    "refresh",
+    "rollback",
+    "scalar",
+    "scalars",
+]
+HARMLESS_AFTER_THE_END = ("close", "reset", "invalidate", "rollback")
+
+WRITES = re.compile(r"\s*(?!select|show|values|explain|pragma|table\b|set\b|savepoint|release|rollback)", re.IGNORECASE)
+
+_OURS = (str(Path(__file__).parents[1]), str(Path(sqlalchemy.__file__).parent))
+_warned: set[tuple[str, int]] = set()
+
+
+class Seat:
+    """What Transept knows about one session: its turn, its transaction's connections, what is being read."""
+
+    __slots__ = ("app_ended", "connections", "cursors", "first_use", "hooks", "marks", "may_write", "turn", "wrote")
+
+    def __init__(
+        self, turn: TaskTurn | ThreadTurn, hooks: Hooks, reads_only: bool, first_use: Callable[[], None] | None = None
+    ) -> None:
+        self.turn = turn
+        self.hooks = hooks
+        self.may_write = not reads_only
+        self.first_use = first_use
+        self.connections: dict[Connection, None] = {}
+        self.cursors: WeakSet[LiveCursor] = WeakSet()
+        self.marks: dict[SessionTransaction, int] = {}
+        self.wrote = False
+        self.app_ended: bool | None = None
+
+    def enter(self) -> None:
+        turn = self.turn
+        if isinstance(turn, TaskTurn):
+            while (settled := turn.take()) is not None:
+                await_only(settled)
+        else:
+            turn.take()
+            if on_loop():
+                _warn_of_blocking()
+        MAY_WRITE.set(self.may_write)
+        if self.first_use is not None:
+            first_use, self.first_use = self.first_use, None
+            first_use()
+
+
+class LiveCursor:
+    """The driver's cursor of a result that is still being read; fetching from it takes the session's turn."""
+
+    def __init__(self, cursor: Any, seat: Seat) -> None:
+        self._cursor = cursor
+        self._seat = seat
+
+    def fetchone(self) -> Any:
+        return self._fetch(self._cursor.fetchone)
+
+    def fetchmany(self, *size: int) -> Any:
+        return self._fetch(self._cursor.fetchmany, *size)
+
+    def fetchall(self) -> Any:
+        return self._fetch(self._cursor.fetchall)
+
+    def _fetch(self, fetch: Callable[..., Any], *arguments: Any) -> Any:
+        self._seat.enter()
+        try:
+            return fetch(*arguments)
+        finally:
+            self._seat.turn.leave()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+
+@functools.cache
+def guarded_class(plain: type[Session]) -> type[Session]:
+    """A subclass of this session class whose methods take the session's turn."""
+    methods: dict[str, Any] = {name: _taking_turn(getattr(plain, name), name) for name in GUARDED}
+    for name in HARMLESS_AFTER_THE_END:
+        methods[name] = _harmless_after_the_end(methods.get(name) or _taking_turn(getattr(plain, name), name))
+    made: type[Session] = type(plain.__name__, (plain,), {**methods, "__module__": plain.__module__})
+    event.listen(made, "after_begin", _after_begin)
+    event.listen(made, "after_flush", _after_flush)
+    event.listen(made, "after_commit", _after_commit)
+    event.listen(made, "after_rollback", _after_rollback)
+    event.listen(made, "after_transaction_create", _after_transaction_create)
+    event.listen(made, "after_soft_rollback", _after_soft_rollback)
+    return made
+
+
+def guard(session: Session, seat: Seat) -> None:
+    """Make this session take turns from now on."""
+    session.transept_seat = seat  # type: ignore[attr-defined]
+    session.__class__ = guarded_class(type(session))
+
+
+def _taking_turn(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    keeps_result = name in ("execute", "scalars")
+    notes_write = name in ("execute", "scalars", "scalar")
+
+    @functools.wraps(method)
+    def guarded(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        seat: Seat = self.transept_seat
+        seat.enter()
+        try:
+            if notes_write and not seat.wrote:
+                seat.wrote = _writes(arguments[0] if arguments else keywords.get("statement"))
+            result = method(self, *arguments, **keywords)
+            if keeps_result:
+                _note_live(result, seat)
+            return result
+        finally:
+            seat.turn.leave()
+
+    return guarded
+
+
+def _harmless_after_the_end(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def guarded(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        if self.transept_seat.turn.ended is not None:
+            return None
+        return method(self, *arguments, **keywords)
+
+    return guarded
+
+
+def _note_live(result: Any, seat: Seat) -> None:
+    """Follow a result that still reads from the connection: a server-side cursor, or any of blocking SQLite."""
+    result = getattr(result, "_real_result", result)
+    result = getattr(result, "raw", None) or result
+    if not isinstance(result, CursorResult) or result.cursor is None or isinstance(result.cursor, LiveCursor):
+        return
+    dialect = result.dialect
+    if result.context._is_server_side or (dialect.name == "sqlite" and not dialect.is_async):
+        live = LiveCursor(result.cursor, seat)
+        result.cursor = live  # type: ignore[assignment]
+        seat.cursors.add(live)
+
+
+def _writes(statement: Any) -> bool:
+    if getattr(statement, "is_text", False):
+        return WRITES.match(statement.text) is not None
+    return bool(getattr(statement, "is_dml", False) or getattr(statement, "is_ddl", False))
+
+
+def _after_begin(session: Any, transaction: SessionTransaction, connection: Connection) -> None:
+    seat: Seat = session.transept_seat
+    if connection not in seat.connections:
+        seat.connections[connection] = None
+        watch(connection.engine)
+        began(connection)
+
+
+def _after_flush(session: Any, context: Any) -> None:
+    session.transept_seat.wrote = True
+
+
+def _after_commit(session: Any) -> None:
+    _ended(session, committed=True)
+
+
+def _after_rollback(session: Any) -> None:
+    _ended(session, committed=False)
+
+
+def _ended(session: Any, *, committed: bool) -> None:
+    """Also told of savepoints, which end nothing."""
+    if session.in_nested_transaction():
+        return
+    seat: Seat = session.transept_seat
+    if seat.connections and not seat.turn.settling:
+        seat.app_ended = committed
+    seat.wrote = False
+    seat.connections.clear()
+    seat.marks.clear()
+
+
+def _after_transaction_create(session: Any, transaction: SessionTransaction) -> None:
+    if transaction.nested:
+        seat: Seat = session.transept_seat
+        seat.marks[transaction] = seat.hooks.mark()
+
+
+def _after_soft_rollback(session: Any, previous: SessionTransaction) -> None:
+    seat: Seat = session.transept_seat
+    mark = seat.marks.pop(previous, None)
+    if mark is not None:
+        seat.hooks.drop_since(mark)
+
+
+def _warn_of_blocking() -> None:
+    """Once for each call site."""
+    frame = sys._getframe(3)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    site = (frame.f_code.co_filename, frame.f_lineno)
+    if site not in _warned:
+        _warned.add(site)
+        warnings.warn_explicit(
+            "a blocking session was called on the event loop's thread: nothing else runs until it returns. "
+            "Make the endpoint a plain `def`, or use an async database.",
+            BlockingCallWarning,
+            *site,
+        )

@@ -1,0 +1,151 @@
+"""Whether a transaction is still what the session believes it to be.
+
+Rule 1: PostgreSQL aborts a transaction at its first error and answers COMMIT with ROLLBACK; psycopg knows it exactly and
+for free, asyncpg is asked, and only after an error that no savepoint undid.
+Rule 2: MySQL and MariaDB end the transaction at 1213 (and a few kin) and go on in a new one; SQLite ends it at FULL,
+IOERR, NOMEM, INTERRUPT and OR ROLLBACK. No savepoint brings it back. Other errors undo their statement alone.
+Rule 3: a COMMIT that the server answered with an error failed; one that got no answer is in doubt.
+
+Errors are told apart by code, never by class or text. What the servers do was seen on PostgreSQL 15 and 18, MariaDB
+10.11, MySQL 9.7 and SQLite 3.40.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.interfaces import ExceptionContext
+from sqlalchemy.exc import DBAPIError
+
+__all__ = ["began", "in_doubt", "watch", "why_gone"]
+
+MARK = "transept_error"
+IN_ERROR = 3  # libpq's PQTRANS_INERROR, in psycopg and psycopg2
+
+# Server errors that end the whole transaction. 1213 deadlock (and Galera's certification failure), 1614 its XA kin,
+# 1020 a changed record under innodb_snapshot_isolation, 1180 an error while committing.
+MYSQL_ENDS = frozenset({1213, 1614, 1020, 1180})
+MYSQL_LOCK_WAIT = 1205
+MYSQL_GONE_BEFORE_SENT = frozenset({0, 2006})
+
+_watched: WeakSet[Engine] = WeakSet()
+
+
+class Mark:
+    """An error in the open transaction: what it said, and whether it surely ended the transaction."""
+
+    __slots__ = ("ended", "lock_wait", "text")
+
+    def __init__(self, text: str, *, ended: bool = False, lock_wait: bool = False) -> None:
+        self.text = text
+        self.ended = ended
+        self.lock_wait = lock_wait
+
+
+def watch(engine: Engine) -> None:
+    """Note the errors of this engine's transactions. Listens only; changes nothing."""
+    if engine not in _watched:
+        _watched.add(engine)
+        event.listen(engine, "handle_error", _note_error)
+        event.listen(engine, "rollback_savepoint", _note_undone)
+
+
+def began(connection: Connection) -> None:
+    """A transaction begins on this connection: what was noted of an earlier one is void."""
+    connection.info.pop(MARK, None)
+
+
+def why_gone(connection: Connection) -> str | None:
+    """Why COMMIT would not keep this connection's transaction; None when it would. Asks the server only if it must."""
+    if connection.invalidated:
+        return "the connection was lost"
+    mark: Mark | None = connection.info.get(MARK)
+    dialect = connection.dialect.name
+    if dialect == "postgresql":
+        return _why_gone_postgresql(connection, mark)
+    if mark is None:
+        return None
+    if mark.ended or (dialect in ("mysql", "mariadb") and mark.lock_wait and _rolls_back_on_timeout(connection)):
+        return f"an earlier error ended the transaction ({mark.text})"
+    return None
+
+
+def in_doubt(connection_dialect: str, error: BaseException) -> bool:
+    """Whether COMMIT, which raised this, may have been carried out all the same."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, (OSError, EOFError, TimeoutError, asyncio.CancelledError))
+    original: Any = error.orig
+    if connection_dialect == "postgresql":
+        code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+        never_sent = code is None and type(original).__name__ == "InterfaceError"
+        return not never_sent and (code is None or code.startswith("08"))
+    if connection_dialect in ("mysql", "mariadb"):
+        number = _mysql_number(original)
+        return number not in MYSQL_GONE_BEFORE_SENT and (number is None or 2000 <= number < 3000)
+    return False
+
+
+def _why_gone_postgresql(connection: Connection, mark: Mark | None) -> str | None:
+    driver: Any = connection.connection.driver_connection
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    text = f"an earlier error aborted the transaction ({mark.text})" if mark else "an earlier error aborted it"
+    if status is not None:
+        return text if status == IN_ERROR else None
+    if mark is None:
+        return None
+    try:
+        connection.exec_driver_sql("SELECT 1")
+    except DBAPIError:
+        return text
+    connection.info.pop(MARK, None)
+    return None
+
+
+def _rolls_back_on_timeout(connection: Connection) -> bool:
+    return bool(connection.exec_driver_sql("SELECT @@innodb_rollback_on_timeout").scalar())
+
+
+def _note_error(context: ExceptionContext) -> None:
+    connection = context.connection
+    if connection is None or connection.invalidated or context.is_disconnect or context.is_pre_ping:
+        return
+    original: Any = context.original_exception
+    mark = Mark(str(original).strip().split("\n")[0])
+    dialect = connection.dialect.name
+    if dialect in ("mysql", "mariadb"):
+        number = _mysql_number(original)
+        mark.ended, mark.lock_wait = number in MYSQL_ENDS, number == MYSQL_LOCK_WAIT
+    elif dialect == "sqlite":
+        mark.ended = _sqlite_ended(connection, original)
+    earlier = connection.info.get(MARK)
+    if earlier is None or not earlier.ended:
+        connection.info[MARK] = mark
+
+
+def _note_undone(connection: Connection, name: str, context: None) -> None:
+    """Sent before ROLLBACK TO; a failure there is noted anew."""
+    mark = connection.info.get(MARK)
+    if mark is not None and not mark.ended:
+        del connection.info[MARK]
+
+
+def _sqlite_ended(connection: Connection, original: Any) -> bool:
+    """Whether SQLite dropped the transaction. What follows would autocommit, so a new one is begun, to be rolled back."""
+    code = getattr(original, "sqlite_errorcode", None)
+    raw = connection.connection
+    driver: Any = raw.driver_connection
+    if code is None or code & 0xFF not in (5, 7, 9, 10, 13, 19) or driver.in_transaction:
+        return False
+    cursor = raw.cursor()
+    cursor.execute("BEGIN")
+    cursor.close()
+    return True
+
+
+def _mysql_number(original: Any) -> int | None:
+    arguments = getattr(original, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None

@@ -1,0 +1,184 @@
+"""What users write: settings of engines and sessions, checked when they are written.
+
+Nothing here imports SQLAlchemy or a driver. A setting that was not given is `Empty` and is not passed on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, dataclass_transform
+
+from transept.errors import ImproperConfigurationError, unknown_option
+from transept.policy import CommitMode, Policy
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine.interfaces import IsolationLevel
+    from sqlalchemy.engine.url import URL
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.orm import Query, Session
+    from sqlalchemy.pool import Pool
+
+__all__ = [
+    "AsyncSessionConfig",
+    "DatabaseSettings",
+    "Empty",
+    "EmptyType",
+    "EngineConfig",
+    "SyncSessionConfig",
+    "configuration",
+    "given",
+]
+
+C = TypeVar("C")
+
+
+class EmptyType(Enum):
+    """The type of `Empty`."""
+
+    EMPTY = 0
+
+    def __repr__(self) -> str:
+        return "Empty"
+
+
+Empty: Final = EmptyType.EMPTY
+"""A setting that was not given."""
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
+def configuration(cls: type[C]) -> type[C]:
+    """A dataclass of keywords whose unknown ones are refused with the nearest known one; equal only to itself."""
+    made = dataclasses.dataclass(kw_only=True, eq=False)(cls)
+    init: Callable[..., None] = made.__init__
+    known = [name for name in inspect.signature(init).parameters if name != "self"]
+
+    @functools.wraps(init)
+    def __init__(self: object, **options: Any) -> None:  # noqa: N807
+        for option in options:
+            if option not in known:
+                raise unknown_option(type(self).__name__, option, known)
+        init(self, **options)
+
+    made.__init__ = __init__  # type: ignore[method-assign]
+    return made
+
+
+def given(config: Any) -> dict[str, Any]:
+    """The settings of a configuration that were given, by name."""
+    values = ((one.name, getattr(config, one.name)) for one in dataclasses.fields(config))
+    return {name: value for name, value in values if value is not Empty}
+
+
+@configuration
+class EngineConfig:
+    """The keywords of `sqlalchemy.create_engine`, and `url`; see SQLAlchemy's documentation for what each does.
+
+    https://docs.sqlalchemy.org/en/20/core/engines.html#sqlalchemy.create_engine
+    """
+
+    url: str | URL | EmptyType = Empty
+    connect_args: dict[str, Any] | EmptyType = Empty
+    creator: Callable[..., Any] | EmptyType = Empty
+    async_creator: Callable[..., Any] | EmptyType = Empty
+    echo: bool | Literal["debug"] | EmptyType = Empty
+    echo_pool: bool | Literal["debug"] | EmptyType = Empty
+    enable_from_linting: bool | EmptyType = Empty
+    execution_options: Mapping[str, Any] | EmptyType = Empty
+    future: Literal[True] | EmptyType = Empty
+    hide_parameters: bool | EmptyType = Empty
+    implicit_returning: Literal[True] | EmptyType = Empty
+    insertmanyvalues_page_size: int | EmptyType = Empty
+    isolation_level: IsolationLevel | EmptyType = Empty
+    json_deserializer: Callable[[str], Any] | EmptyType = Empty
+    json_serializer: Callable[[Any], str] | EmptyType = Empty
+    label_length: int | EmptyType | None = Empty
+    logging_name: str | EmptyType = Empty
+    max_identifier_length: int | EmptyType | None = Empty
+    max_overflow: int | EmptyType = Empty
+    module: Any = Empty
+    paramstyle: Literal["qmark", "numeric", "named", "format", "pyformat"] | EmptyType | None = Empty
+    plugins: Sequence[str] | EmptyType = Empty
+    pool: Pool | EmptyType | None = Empty
+    pool_logging_name: str | EmptyType = Empty
+    pool_pre_ping: bool | EmptyType = Empty
+    pool_recycle: int | EmptyType = Empty
+    pool_reset_on_return: Literal["rollback", "commit"] | bool | EmptyType | None = Empty
+    pool_size: int | EmptyType = Empty
+    pool_timeout: float | EmptyType = Empty
+    pool_use_lifo: bool | EmptyType = Empty
+    poolclass: type[Pool] | EmptyType | None = Empty
+    query_cache_size: int | EmptyType = Empty
+    skip_autocommit_rollback: bool | EmptyType = Empty
+    use_insertmanyvalues: bool | EmptyType = Empty
+
+    def engine_options(self) -> dict[str, Any]:
+        """The keywords for `create_engine`, without the URL."""
+        options = given(self)
+        options.pop("url", None)
+        return options
+
+
+@configuration
+class SyncSessionConfig:
+    """The keywords of `sqlalchemy.orm.sessionmaker`.
+
+    https://docs.sqlalchemy.org/en/20/orm/session_api.html#sqlalchemy.orm.Session.params
+    """
+
+    autobegin: bool | EmptyType = Empty
+    autoflush: bool | EmptyType = Empty
+    bind: Engine | Connection | AsyncEngine | AsyncConnection | EmptyType | None = Empty
+    binds: dict[Any, Any] | EmptyType | None = Empty
+    class_: type[Any] | EmptyType = Empty
+    close_resets_only: bool | EmptyType = Empty
+    enable_baked_queries: bool | EmptyType = Empty
+    execution_options: Mapping[str, Any] | EmptyType = Empty
+    expire_on_commit: bool | EmptyType = Empty
+    info: dict[Any, Any] | EmptyType | None = Empty
+    join_transaction_mode: (
+        Literal["conditional_savepoint", "rollback_only", "control_fully", "create_savepoint"] | EmptyType
+    ) = Empty
+    query_cls: type[Query[Any]] | EmptyType | None = Empty
+    twophase: bool | EmptyType = Empty
+
+
+@configuration
+class AsyncSessionConfig(SyncSessionConfig):
+    """The keywords of `sqlalchemy.ext.asyncio.async_sessionmaker`: as `SyncSessionConfig`, and `sync_session_class`."""
+
+    sync_session_class: type[Session] | EmptyType = Empty
+
+
+@configuration
+class DatabaseSettings:
+    """What every database has: its name, the name of its session, and which responses commit."""
+
+    bind_key: str = "default"
+    session_key: str = ""
+    commit_mode: CommitMode = "manual"
+    extra_commit_statuses: Collection[int] | None = None
+    extra_rollback_statuses: Collection[int] | None = None
+    keep_transaction_for_body: bool = False
+
+    def __post_init__(self) -> None:
+        owner = type(self).__name__
+        self.bind_key = "default" if self.bind_key is None else text_setting(owner, "bind_key", self.bind_key)
+        default_key = "db_session" if self.bind_key == "default" else f"{self.bind_key}_session"
+        self.session_key = text_setting(owner, "session_key", self.session_key or default_key)
+        self.policy = Policy.of(self.commit_mode, self.extra_commit_statuses, self.extra_rollback_statuses)
+
+    @property
+    def key(self) -> str:
+        return self.bind_key
+
+
+def text_setting(owner: str, setting: str, value: object) -> str:
+    """`value`, if it is a text that can name something."""
+    if not isinstance(value, str) or not value.strip():
+        raise ImproperConfigurationError(f"{owner}: {setting}={value!r}: a name is needed, such as 'default'.")
+    return value

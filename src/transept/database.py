@@ -1,0 +1,216 @@
+"""What a database is to the core: the protocol that every family fulfils, and the registry that finds them by name.
+
+A *database* opens a *handle* for a unit of work. The handle owns one session, and through it at most one transaction
+at a time. A connection belongs to the transaction: it is taken by the first statement and given back by the
+`commit`, `rollback` or `invalidate` that ends it, so a handle between transactions holds nothing.
+
+The awaitable methods of a *blocking* database never suspend: they block, and the host of the unit decides in which
+thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, Protocol, runtime_checkable
+
+from transept.errors import ImproperConfigurationError
+from transept.policy import Policy
+
+__all__ = ["Database", "Handle", "Registry", "Savepoints"]
+
+
+class Handle(Protocol):
+    """One database's part in one unit of work."""
+
+    @property
+    def session(self) -> Any:
+        """The session, the same object for the life of the handle."""
+
+    def in_transaction(self) -> bool:
+        """Whether there is something to settle, as far as the session knows. No I/O."""
+
+    def reading(self) -> bool:
+        """Whether a result is still being read from the connection. No I/O."""
+
+    def wrote(self) -> bool:
+        """Whether the open transaction seems to have changed something. For warnings only. No I/O."""
+
+    def app_ended(self) -> bool | None:
+        """How the app itself ended its last transaction: committed or not; None if it ended none. No I/O."""
+
+    def hold_now(self) -> bool:
+        """Take the session's turn, so that statements of the app wait until `release`; False if one is under way."""
+
+    async def hold(self) -> None:
+        """As `hold_now`, after waiting for the statement under way."""
+
+    def release(self) -> None:
+        """Give the turn back."""
+
+    async def check(self) -> None:
+        """Flush, and raise what would make the commit fail, `CommitFailed` if the transaction is gone."""
+
+    async def commit(self) -> None:
+        """Commit. Raises the error of the database, or `CommitInDoubt` if its answer never came."""
+
+    async def rollback(self) -> None:
+        """Roll back. Never hangs on a dead connection; what it raises leaves the connection in doubt."""
+
+    async def invalidate(self) -> None:
+        """Drop a connection in doubt instead of giving it back, and forget the transaction."""
+
+    def end(self, owner: str) -> None:
+        """The unit is over: every later use of the session is `OutsideScope`. Not in a transaction; no I/O."""
+
+
+@runtime_checkable
+class Savepoints(Protocol):
+    """The capability of a handle whose transaction can be undone in part."""
+
+    async def savepoint(self) -> Any:
+        """Set a savepoint in the open transaction and return what names it."""
+
+    async def rollback_to(self, savepoint: Any) -> None:
+        """Undo everything since the savepoint."""
+
+    async def release_savepoint(self, savepoint: Any) -> None:
+        """Keep what came since the savepoint as a part of the transaction."""
+
+
+class Database(Protocol):
+    """One configured database."""
+
+    @property
+    def key(self) -> str:
+        """Its name, the `bind_key`."""
+
+    @property
+    def session_key(self) -> str:
+        """The name of its session on the request's state."""
+
+    @property
+    def policy(self) -> Policy:
+        """Which responses commit."""
+
+    @property
+    def blocking(self) -> bool:
+        """The colour of its handles and of `start` and `stop`."""
+
+    @property
+    def keep_transaction_for_body(self) -> bool:
+        """Whether a cursor that is open when the response starts keeps its transaction for the body."""
+
+    def open(self, hooks: Any, reads_only: bool) -> Handle:
+        """A new handle. Does no I/O. `hooks` is told of the app's own savepoints; see `transept.unit.Hooks`."""
+
+    async def start(self) -> None:
+        """Get ready: what start-up is asked to do. May be called again; does nothing then."""
+
+    async def stop(self) -> None:
+        """Close what was opened here. Never touches what the user handed in. May be called again."""
+
+
+class Registry:
+    """Databases by name, in the order they were added.
+
+    Args:
+        databases: those to begin with.
+        first_is_default: whether asking without a key means the first one added, when there are several. Otherwise it
+            means the one named ``"default"``.
+    """
+
+    def __init__(self, databases: Iterable[Database] = (), *, first_is_default: bool = True) -> None:
+        self._first_is_default = first_is_default
+        self._by_key: dict[str, Database] = {}
+        self._by_session_key: dict[str, Database] = {}
+        for database in databases:
+            self.add(database)
+
+    @classmethod
+    def of(cls, databases: Registry | Database | Iterable[Database]) -> Registry:
+        """A registry of one database or several; several without a key mean the one named ``"default"``.
+
+        Raises:
+            ImproperConfigurationError: no database at all, or something that is none.
+        """
+        if isinstance(databases, Registry):
+            return databases
+        several = list(databases) if isinstance(databases, Iterable) else [databases]
+        if not several:
+            raise ImproperConfigurationError("config=[]: at least one database configuration is needed.")
+        for one in several:
+            if not isinstance(getattr(one, "policy", None), Policy):
+                raise ImproperConfigurationError(
+                    f"config has {one!r}, which is no database: pass objects such as SQLAlchemyAsyncConfig(...)."
+                )
+        return cls(several, first_is_default=False)
+
+    def add(self, database: Database) -> None:
+        """Add one database; the same object again is nothing new.
+
+        Raises:
+            ImproperConfigurationError: its key, or its session key, is taken.
+        """
+        if self._by_key.get(database.key) is database:
+            return
+        if database.key in self._by_key:
+            raise ImproperConfigurationError(
+                f"Please ensure that each config has a unique name for the `bind_key` attribute: two have "
+                f"{database.key!r}."
+            )
+        rival = self._by_session_key.get(database.session_key)
+        if rival is not None:
+            raise ImproperConfigurationError(
+                f"Duplicate state keys found: databases {rival.key!r} and {database.key!r} both have "
+                f"session_key={database.session_key!r}."
+            )
+        for word, other in ((database.key, self._by_session_key), (database.session_key, self._by_key)):
+            if word in other:
+                raise ImproperConfigurationError(
+                    f"{word!r} would mean two databases, {other[word].key!r} and {database.key!r}: give one of them "
+                    "another bind_key or session_key."
+                )
+        self._by_key[database.key] = database
+        self._by_session_key[database.session_key] = database
+
+    def get(self, key: str | None = None) -> Database:
+        """The database that a bind key or a session key names; without one, the default.
+
+        Raises:
+            ImproperConfigurationError: there is none.
+        """
+        if key is None:
+            return self._default()
+        database = self._by_key.get(key) or self._by_session_key.get(key)
+        if database is None:
+            near = get_close_matches(key, [*self._by_key, *self._by_session_key], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ImproperConfigurationError(
+                f"No configuration found for key {key!r}.{hint} There is: {self._names()}."
+            )
+        return database
+
+    def _default(self) -> Database:
+        databases = list(self._by_key.values())
+        if len(databases) == 1 or (databases and self._first_is_default):
+            return databases[0]
+        if "default" in self._by_key:
+            return self._by_key["default"]
+        raise ImproperConfigurationError(f"No database is called 'default', so a key is needed: {self._names()}.")
+
+    def _names(self) -> str:
+        return ", ".join(map(repr, self._by_key)) or "no database at all"
+
+    def session_keys(self) -> dict[str, Database]:
+        """The databases by the names of their sessions on a request's state. Not a copy."""
+        return self._by_session_key
+
+    def __iter__(self) -> Iterator[Database]:
+        return iter(self._by_key.values())
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __contains__(self, database: object) -> bool:
+        return any(database is one for one in self._by_key.values())

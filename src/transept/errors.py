@@ -1,0 +1,173 @@
+"""Every error of Transept, in two families: you used it wrong, and the database said no.
+
+Facts are attributes; ``str()`` says what happened and then what to do. Errors of drivers and of SQLAlchemy are not
+replaced: a COMMIT that violates a constraint raises that library's ``IntegrityError``, with a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+__all__ = [
+    "BlockingCallWarning",
+    "CommitFailed",
+    "CommitInDoubt",
+    "ConcurrentUseError",
+    "DatabaseSaidNo",
+    "ImproperConfigurationError",
+    "OpenCursorError",
+    "OutsideScope",
+    "PartlyCommitted",
+    "PoolBusyOnLoop",
+    "TranseptError",
+    "UsageError",
+]
+
+
+class TranseptError(Exception):
+    """The root of all errors that Transept raises itself."""
+
+
+class UsageError(TranseptError):
+    """Transept was used in a way that cannot work; the code has to change."""
+
+
+class ImproperConfigurationError(UsageError):
+    """A setting or an argument is wrong. Raised as early as it can be known."""
+
+
+class OutsideScope(UsageError):  # noqa: N818 - the name is part of the public vocabulary
+    """A session or a unit of work was asked for, or used, where there is none."""
+
+
+class ConcurrentUseError(UsageError):
+    """Two tasks (or threads) used one session at the same time.
+
+    ``user`` is who came second, ``holder`` who was using the session.
+    """
+
+    def __init__(self, user: str, holder: str) -> None:
+        super().__init__(user, holder)
+        self.user = user
+        self.holder = holder
+
+    def __str__(self) -> str:
+        return (
+            f"{self.user} used a session while {self.holder} is using it. A session has one user at a time: "
+            "await one call after the other, or give concurrent work a unit of its own."
+        )
+
+
+class OpenCursorError(UsageError):
+    """A result was still being read from the database when the response started."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__(database)
+        self.database = database
+
+    def __str__(self) -> str:
+        return (
+            f"a cursor on database {self.database!r} is still open when the response starts, and its transaction ends "
+            "there: open it inside the generator that streams the body, read it to its end before answering, or "
+            "configure this database with keep_transaction_for_body=True."
+        )
+
+
+class PoolBusyOnLoop(UsageError):  # noqa: N818 - says what is so, as the rest of the family does
+    """A blocking session needed a pool slot on the event loop's thread, and none was free.
+
+    Waiting there would stop the tasks that hold the slots, so nothing waits.
+    """
+
+    def __init__(self, in_use: int) -> None:
+        super().__init__(in_use)
+        self.in_use = in_use
+
+    def __str__(self) -> str:
+        return (
+            f"all {self.in_use} connections of the pool are in use, and this blocking session runs on the event "
+            "loop's thread, where waiting for one would stop those that hold them. Use an async database, or make "
+            "the endpoint a plain `def`."
+        )
+
+
+class BlockingCallWarning(UserWarning):
+    """A blocking session was called on the event loop's thread: nothing else runs meanwhile."""
+
+
+class DatabaseSaidNo(TranseptError):  # noqa: N818 - the family's name
+    """Work that was to be kept was not kept, or not surely."""
+
+
+class CommitFailed(DatabaseSaidNo):
+    """COMMIT would have kept nothing (or only a part), because the transaction had ended or been aborted before.
+
+    ``database`` is the database's key. The work has been rolled back.
+    """
+
+    def __init__(self, database: str, reason: str) -> None:
+        super().__init__(database, reason)
+        self.database = database
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"nothing was committed on database {self.database!r}: {self.reason}. "
+            "An error that the code caught has ended the transaction; to go on after such an error, run the "
+            "statement inside a savepoint (a nested block or begin_nested())."
+        )
+
+
+class CommitInDoubt(DatabaseSaidNo):
+    """COMMIT was sent and its answer never came: the work is either kept or not.
+
+    ``database`` is the database's key; ``__cause__`` is the driver's error. Look before doing it again.
+    """
+
+    def __init__(self, database: str) -> None:
+        super().__init__(database)
+        self.database = database
+
+    def __str__(self) -> str:
+        return (
+            f"the connection to database {self.database!r} was lost between COMMIT and its answer: the work may or "
+            "may not be kept. Look before you repeat it."
+        )
+
+
+class PartlyCommitted(DatabaseSaidNo):
+    """Several databases were to commit, and a later one failed after an earlier one was kept.
+
+    ``committed``, ``failed`` and ``rolled_back`` hold the keys; ``__cause__`` is the error of the one that failed.
+    """
+
+    def __init__(self, committed: Sequence[str], failed: str, rolled_back: Sequence[str] = ()) -> None:
+        super().__init__(tuple(committed), failed, tuple(rolled_back))
+        self.committed = tuple(committed)
+        self.failed = failed
+        self.rolled_back = tuple(rolled_back)
+
+    def __str__(self) -> str:
+        rest = f", and {_names(self.rolled_back)} was rolled back" if self.rolled_back else ""
+        return f"{_names(self.committed)} committed, then {self.failed!r} failed to{rest}: put them right by hand."
+
+
+def _names(keys: Iterable[str]) -> str:
+    return ", ".join(repr(key) for key in keys)
+
+
+def unknown_value(setting: str, value: object, allowed: Iterable[str]) -> ImproperConfigurationError:
+    """The error for a value that is not one of `allowed`: names the setting, the value and the nearest known one."""
+    known = sorted(allowed)
+    near = get_close_matches(str(value), known, n=1, cutoff=0.6)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ImproperConfigurationError(f"{setting}={value!r} is not known.{hint} Allowed: {_names(known)}.")
+
+
+def unknown_option(owner: str, option: str, known: Iterable[str]) -> ImproperConfigurationError:
+    """The error for an option that `owner` does not have: names it and the nearest known one."""
+    names = sorted(known)
+    near = get_close_matches(option, names, n=1, cutoff=0.6)
+    hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(names)}."
+    return ImproperConfigurationError(f"{owner} has no option {option!r}. {hint}")

@@ -1,0 +1,1 @@
+"""One module for each framework, with the same names in each."""

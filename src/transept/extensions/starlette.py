@@ -1,0 +1,270 @@
+"""Transept for Starlette: sessions on the request, engines with the app, the gate among its middleware."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from starlette._exception_handler import _lookup_exception_handler
+from starlette._utils import is_async_callable
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection, Request
+from starlette.types import Receive, Scope, Send
+
+from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
+from transept.context import LOOP, new_unit_of_work
+from transept.database import Database, Registry
+from transept.errors import ImproperConfigurationError, OutsideScope
+from transept.gate.asgi import ASGIGate, unit_scope
+from transept.lifecycle import running
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+    from sqlalchemy.orm import Session
+
+    from transept.alchemy import SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
+
+__all__ = [
+    "AsyncSessionConfig",
+    "EngineConfig",
+    "SQLAlchemyAsyncConfig",
+    "SQLAlchemySyncConfig",
+    "SyncSessionConfig",
+    "Transept",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """SQLAlchemy is imported by those who use it."""
+    if name in ("SQLAlchemyAsyncConfig", "SQLAlchemySyncConfig"):
+        from transept import alchemy
+
+        return getattr(alchemy, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class Transept:
+    """Request-scoped sessions for a Starlette app.
+
+    Args:
+        config: one database, several, or a `Registry`.
+        app: the app; or call `init_app` later. One object may serve several apps.
+
+    Raises:
+        ImproperConfigurationError: no database, two of one name, or an app that has started already.
+    """
+
+    def __init__(self, config: Database | Iterable[Database] | Registry, app: Starlette | None = None) -> None:
+        self._registry = Registry.of(config)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Starlette) -> None:
+        """Put the gate into the app's middleware, innermost, and tie the databases to its lifespan.
+
+        A second `Transept` on one app joins the gate that is there. Called again for the same app, it does nothing.
+        """
+        registry = _registry_of(app)
+        if registry is None:
+            registry = Registry(self._registry)
+            _install(app, registry)
+        else:
+            for database in self._registry:
+                registry.add(database)
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Start the databases, and stop them at the end: for a lifespan of your own. Does nothing twice."""
+        async with running(list(self._registry), LOOP):
+            yield
+
+    # Configurations, by bind key or session key.
+
+    def get_config(self, key: str | None = None) -> Any:
+        """The database with this key; without one the only one, or the one named ``"default"``."""
+        return self._registry.get(key)
+
+    def get_async_config(self, key: str | None = None) -> SQLAlchemyAsyncConfig:
+        """As `get_config`, for an async SQLAlchemy database.
+
+        Raises:
+            ImproperConfigurationError: it is another kind of database.
+        """
+        from transept.alchemy import SQLAlchemyAsyncConfig
+
+        config = self._registry.get(key)
+        if not isinstance(config, SQLAlchemyAsyncConfig):
+            raise _expected("async", config)
+        return config
+
+    def get_sync_config(self, key: str | None = None) -> SQLAlchemySyncConfig:
+        """As `get_config`, for a sync SQLAlchemy database.
+
+        Raises:
+            ImproperConfigurationError: it is another kind of database.
+        """
+        from transept.alchemy import SQLAlchemySyncConfig
+
+        config = self._registry.get(key)
+        if not isinstance(config, SQLAlchemySyncConfig):
+            raise _expected("sync", config)
+        return config
+
+    # Sessions of a request.
+
+    def get_session(self, request: HTTPConnection, key: str | None = None) -> Any:
+        """The request's session of this database, the same object each time, also on ``request.state``.
+
+        It takes a connection with its first statement, is settled before the response is passed on, and is over when
+        the response is complete; in a background task, this gives the session of a fresh unit of work.
+
+        Raises:
+            OutsideScope: the request is over, or the app has no gate.
+            ImproperConfigurationError: no database has this key.
+        """
+        return self._session(request, self._registry.get(key))
+
+    def get_async_session(self, request: HTTPConnection, key: str | None = None) -> AsyncSession:
+        """As `get_session`, for an async SQLAlchemy database."""
+        session: AsyncSession = self._session(request, self.get_async_config(key))
+        return session
+
+    def get_sync_session(self, request: HTTPConnection, key: str | None = None) -> Session:
+        """As `get_session`, for a sync SQLAlchemy database."""
+        session: Session = self._session(request, self.get_sync_config(key))
+        return session
+
+    def provide_session(self, key: str | None = None) -> Callable[[Request], Any]:
+        """A callable that takes a request and returns what `get_session` does."""
+
+        def provide(request: Request) -> Any:
+            return self.get_session(request, key)
+
+        return provide
+
+    def provide_async_session(self, key: str | None = None) -> Callable[[Request], AsyncSession]:
+        """A callable that takes a request and returns what `get_async_session` does."""
+
+        def provide(request: Request) -> AsyncSession:
+            return self.get_async_session(request, key)
+
+        return provide
+
+    def provide_sync_session(self, key: str | None = None) -> Callable[[Request], Session]:
+        """A callable that takes a request and returns what `get_sync_session` does."""
+
+        def provide(request: Request) -> Session:
+            return self.get_sync_session(request, key)
+
+        return provide
+
+    # Sessions outside of requests.
+
+    @asynccontextmanager
+    async def with_async_session(self, key: str | None = None) -> AsyncIterator[AsyncSession]:
+        """A new session in a unit of work of its own, committed at a clean end of the block, rolled back on an error."""
+        config = self.get_async_config(key)
+        async with new_unit_of_work() as unit:
+            yield unit.session(config)
+
+    @contextmanager
+    def with_sync_session(self, key: str | None = None) -> Iterator[Session]:
+        """As `with_async_session`, blocking."""
+        config = self.get_sync_config(key)
+        with new_unit_of_work() as unit:
+            yield unit.session(config)
+
+    # Engines.
+
+    def get_engine(self, key: str | None = None) -> Engine | AsyncEngine:
+        """The engine of a SQLAlchemy database; an async one belongs to the running event loop."""
+        config = self._registry.get(key)
+        return self.get_sync_config(key).get_engine() if config.blocking else self.get_async_config(key).get_engine()
+
+    def get_async_engine(self, key: str | None = None) -> AsyncEngine:
+        """The engine of an async SQLAlchemy database, for the running event loop."""
+        return self.get_async_config(key).get_engine()
+
+    def get_sync_engine(self, key: str | None = None) -> Engine:
+        """The engine of a sync SQLAlchemy database."""
+        return self.get_sync_config(key).get_engine()
+
+    def provide_engine(self, key: str | None = None) -> Callable[[], Engine | AsyncEngine]:
+        """A callable that returns what `get_engine` does."""
+        return lambda: self.get_engine(key)
+
+    def provide_async_engine(self, key: str | None = None) -> Callable[[], AsyncEngine]:
+        """A callable that returns what `get_async_engine` does."""
+        return lambda: self.get_async_engine(key)
+
+    def provide_sync_engine(self, key: str | None = None) -> Callable[[], Engine]:
+        """A callable that returns what `get_sync_engine` does."""
+        return lambda: self.get_sync_engine(key)
+
+    def _session(self, request: HTTPConnection, database: Database) -> Any:
+        units = unit_scope(request.scope)
+        if units is None:
+            raise OutsideScope(
+                "no gate stands around this request: pass app= to Transept(...), or call init_app(app) before the "
+                "app starts."
+            )
+        return units.open().session(database)
+
+
+def _registry_of(app: Starlette) -> Registry | None:
+    for entry in app.user_middleware:
+        if entry.cls is ASGIGate:
+            registry = entry.kwargs["registry"]
+            assert isinstance(registry, Registry)
+            return registry
+    return None
+
+
+def _install(app: Starlette, registry: Registry) -> None:
+    if app.middleware_stack is not None:
+        raise ImproperConfigurationError(
+            "this app has started already, so its middleware is fixed: create Transept(..., app=app), or call "
+            "init_app(app), before the first request."
+        )
+    app.user_middleware.append(Middleware(ASGIGate, registry=registry, answer=answer_by_handlers))
+    users_own = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(started: Any) -> AsyncIterator[Any]:
+        async with running(list(registry), LOOP), users_own(started) as state:
+            yield state
+
+    app.router.lifespan_context = lifespan
+
+
+async def answer_by_handlers(scope: Scope, receive: Receive, send: Send, failure: Exception) -> bool:
+    """Let the app's own exception handler for this error answer, found as Starlette finds it; False if it has none."""
+    by_class, by_status = scope.get("starlette.exception_handlers", ({}, {}))
+    handler = by_status.get(failure.status_code) if isinstance(failure, HTTPException) else None
+    handler = handler or _lookup_exception_handler(by_class, failure)
+    if handler is None:
+        return False
+    request = Request(scope, receive, send)
+    if is_async_callable(handler):
+        response = await handler(request, failure)
+    else:
+        response = await run_in_threadpool(handler, request, failure)
+    if response is None:
+        return False
+    await response(scope, receive, send)
+    return True
+
+
+def _expected(colour: str, config: Any) -> ImproperConfigurationError:
+    other = "a sync config" if config.blocking else "an async config"
+    article = "an async" if colour == "async" else "a sync"
+    found = other if type(config).__module__.startswith("transept.alchemy") else f"a {type(config).__name__}"
+    return ImproperConfigurationError(
+        f"Expected {article} config, but got {found} (database {config.key!r}): use get_session() and get_config() "
+        "for either kind."
+    )

@@ -1,0 +1,1 @@
+"""The commit gates: what a response waits for."""

@@ -1,0 +1,83 @@
+"""Where a unit of work runs: on an event loop, or in a thread that may block."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from transept._bridge import run_now
+from transept.errors import UsageError
+
+__all__ = ["LoopHost", "PlainHost", "in_thread"]
+
+T = TypeVar("T")
+
+
+class PlainHost:
+    """The blocking colour: everything runs right here. Shields do not exist, for nothing can be cancelled."""
+
+    blocking = True
+
+    async def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> T:
+        return await work
+
+    async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
+        return await work
+
+    async def call(self, hook: Callable[[], Any]) -> None:
+        result = hook()
+        if inspect.iscoroutine(result):
+            result.close()
+            raise UsageError(f"{hook!r} returned a coroutine, which a blocking unit of work cannot await.")
+
+
+class LoopHost:
+    """The async colour: blocking I/O goes to worker threads, and what must end is shielded."""
+
+    blocking = False
+
+    async def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> T:
+        if blocking:
+            return await in_thread(run_now, work)
+        return await work
+
+    async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
+        """In a task of its own: a shielded cancel scope alone does not stop `Task.cancel()` or `asyncio.timeout()`.
+
+        The scope is there as well, since anyio would repeat its cancellation on every turn of the loop.
+        """
+        task = asyncio.ensure_future(work)
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):
+            while not task.done():
+                try:
+                    await asyncio.wait((task,))
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        if cancelled is not None:
+            if not task.cancelled() and (failure := task.exception()) is not None:
+                cancelled.add_note(f"transept: the request was cancelled, and settling failed: {failure!r}")
+            raise cancelled
+        result = task.result()
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        return result
+
+    async def call(self, hook: Callable[[], Any]) -> None:
+        result = hook() if inspect.iscoroutinefunction(hook) else await in_thread(hook)
+        if inspect.isawaitable(result):
+            await result
+
+
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call a blocking function in a worker thread and wait for it, however often the caller is cancelled.
+
+    The threads are not those that endpoints run in, and there is no limit but the work itself: what gives a
+    connection back must never wait for those who wait for one.
+    """
+    return await anyio.to_thread.run_sync(function, *args, limiter=anyio.CapacityLimiter(math.inf))

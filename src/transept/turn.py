@@ -1,0 +1,161 @@
+"""A session has one user at a time: who is using it now, and who waits.
+
+Rule 1: whoever finds the session free, or has it already, gets the turn.
+Rule 2: whoever finds another user in it gets `ConcurrentUseError`, before the driver is reached.
+Rule 3: while the gate settles, the app's statements wait instead, and the gate waits for a statement under way.
+Rule 4: once the session has ended, every use is `OutsideScope`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from transept.errors import ConcurrentUseError, OutsideScope
+
+__all__ = ["TaskTurn", "ThreadTurn"]
+
+ENDED = (
+    "this session belongs to {}, which is over, so nothing done with it could be kept. Ask for a session where it is "
+    "used: db.get_session(request) in a background task gives a fresh one, and unit_of_work() works anywhere."
+)
+
+
+class TaskTurn:
+    """The turn of an async session, between the tasks of one event loop."""
+
+    __slots__ = ("_user", "_waiters", "depth", "ended", "settling")
+
+    def __init__(self) -> None:
+        self._user: asyncio.Task[Any] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self.depth = 0
+        self.settling = False
+        self.ended: str | None = None
+
+    def take(self) -> asyncio.Future[None] | None:
+        """Take the turn. A future that comes back means: the gate settles; await it, then try again."""
+        if self.ended is not None:
+            raise OutsideScope(ENDED.format(self.ended))
+        me = asyncio.current_task()
+        if self._user is None or self._user is me:
+            self._user = me
+            self.depth += 1
+            return None
+        if self.settling:
+            return self._freed()
+        raise ConcurrentUseError(_task_name(me), _task_name(self._user))
+
+    def leave(self) -> None:
+        self.depth -= 1
+        if not self.depth:
+            self._user = None
+            self._wake()
+
+    def hold_now(self) -> bool:
+        """Take the turn for settling, unless a statement is under way."""
+        if self._user is not None:
+            return False
+        self._user = asyncio.current_task()
+        self.depth = 1
+        self.settling = True
+        return True
+
+    async def hold(self) -> None:
+        """Take the turn for settling, after the statement that is under way."""
+        while not self.hold_now():
+            await self._freed()
+
+    def adopt(self) -> None:
+        """Settling goes on in the task that calls this."""
+        self._user = asyncio.current_task()
+
+    def release(self) -> None:
+        self.settling = False
+        self.leave()
+
+    def _freed(self) -> asyncio.Future[None]:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        return waiter
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class ThreadTurn:
+    """The turn of a blocking session, between threads."""
+
+    __slots__ = ("_changed", "_user", "depth", "ended", "settling")
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._user: int | None = None
+        self.depth = 0
+        self.settling = False
+        self.ended: str | None = None
+
+    def take(self) -> None:
+        """Take the turn, waiting while the gate settles, but never on an event loop's thread."""
+        if self.ended is not None:
+            raise OutsideScope(ENDED.format(self.ended))
+        me = threading.get_ident()
+        with self._changed:
+            while self._user is not None and self._user != me:
+                if not self.settling or on_loop():
+                    raise ConcurrentUseError(_thread_name(me), _thread_name(self._user))
+                self._changed.wait()
+            self._user = me
+            self.depth += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self.depth -= 1
+            if not self.depth:
+                self._user = None
+                self._changed.notify_all()
+
+    def hold_now(self) -> bool:
+        """Take the turn for settling, unless a statement is under way."""
+        with self._changed:
+            return self._hold_if_free()
+
+    async def hold(self) -> None:
+        """Take the turn for settling, after the statement that is under way. Blocks; never suspends."""
+        with self._changed:
+            while not self._hold_if_free():
+                self._changed.wait()
+
+    def _hold_if_free(self) -> bool:
+        if self._user is not None:
+            return False
+        self._user = threading.get_ident()
+        self.depth = 1
+        self.settling = True
+        return True
+
+    def adopt(self) -> None:
+        """Settling goes on in the thread that calls this."""
+        self._user = threading.get_ident()
+
+    def release(self) -> None:
+        self.settling = False
+        self.leave()
+
+
+def on_loop() -> bool:
+    """Whether this thread is running an event loop right now."""
+    return asyncio._get_running_loop() is not None
+
+
+def _task_name(task: asyncio.Task[Any] | None) -> str:
+    return f"task {task.get_name()!r}" if task is not None else "a callback of the event loop"
+
+
+def _thread_name(ident: int | None) -> str:
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return f"thread {names.get(ident, ident)!r}"
