@@ -1,0 +1,900 @@
+"""What holds everywhere, row by row: each case is a request (or a few), what its client is told, and what is held.
+
+A case is a coroutine over a world. In a blocking world it never suspends. `needs` names what a cell must offer; in a
+cell that lacks it the case does not apply, which the matrix shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from contract.frameworks import Answer
+from contract.world import Context, World
+from transept import (
+    CommitFailed,
+    CommitInDoubt,
+    ConcurrentUseError,
+    OpenCursorError,
+    OutsideScope,
+    PartlyCommitted,
+    after_commit,
+    after_rollback,
+    doom,
+    unit_of_work,
+)
+from transept._bridge import run_now
+
+
+@dataclass(frozen=True)
+class Case:
+    law: str
+    name: str
+    run: Callable[[World], Awaitable[None]]
+    needs: frozenset[str]
+    lacks: frozenset[str]
+
+
+CASES: list[Case] = []
+
+
+def case(law: str, *needs: str, lacks: tuple[str, ...] = ()) -> Callable[[Callable[[World], Awaitable[None]]], Any]:
+    def register(run: Callable[[World], Awaitable[None]]) -> Callable[[World], Awaitable[None]]:
+        CASES.append(Case(law, run.__name__, run, frozenset(needs), frozenset(lacks)))
+        return run
+
+    return register
+
+
+class Boom(Exception):
+    pass
+
+
+# L1: acknowledge after commit
+
+
+@case("L1")
+async def a_2xx_is_told_after_its_commit(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        assert world.held() == []
+        return Answer(201)
+
+    told = await world.request(handler)
+    assert (told.status, told.body, told.complete) == (201, b"ok", True)
+    assert told.held_at_start() == [1]
+
+
+@case("L1")
+async def an_error_at_commit_is_answered_by_the_apps_handler(world: World) -> None:
+    ran = []
+
+    async def background() -> None:
+        ran.append(1)
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await ctx.violate()
+        return Answer(201, background=background)
+
+    told = await world.request(handler, handlers={world.family.late_error: 409})
+    assert (told.status, told.complete, told.error) == (409, True, None)
+    assert b"ok" not in told.body
+    assert (world.held(), ran) == ([], [])
+
+
+@case("L1")
+async def an_error_at_commit_without_a_handler_is_a_500(world: World) -> None:
+    ran = []
+
+    async def background() -> None:
+        ran.append(1)
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await ctx.violate()
+        return Answer(201, background=background)
+
+    told = await world.request(handler)
+    assert told.status == 500
+    assert isinstance(told.error, world.family.late_error)
+    assert any("did not commit" in note for note in told.error.__notes__)
+    assert (world.held(), ran) == ([], [])
+
+
+@case("L1")
+async def hooks_run_after_the_commit_and_before_the_answer(world: World) -> None:
+    seen: list[Any] = []
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        after_commit(lambda: seen.append(("first", world.held())))
+        after_commit(lambda: seen.append(("second", world.held())))
+        after_rollback(lambda: seen.append("never"))
+        return Answer(201)
+
+    told = await world.request(handler)
+    assert seen == [("first", [1]), ("second", [1])]
+    assert told.status == 201
+
+
+@case("L1")
+async def the_next_request_is_not_harmed_by_a_failed_commit(world: World) -> None:
+    async def failing(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await ctx.violate()
+        return Answer(201)
+
+    async def good(ctx: Context) -> Answer:
+        await ctx.insert(2)
+        return Answer(201)
+
+    assert (await world.request(failing)).status == 500
+    world.engine.reset() if world.engine.name == "mariadb" else None
+    assert (await world.request(good)).status == 201
+    assert world.held() == [2]
+
+
+# L2: a transaction that is gone cannot be committed
+
+
+@case("L2", "aborts")
+async def a_swallowed_error_fails_the_commit_where_it_aborts_the_transaction(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await ctx.swallow()
+        return Answer(201)
+
+    told = await world.request(handler)
+    assert (told.status, world.held()) == (500, [])
+    assert isinstance(told.error, CommitFailed)
+    assert "nonsense" in str(told.error)
+    assert (await world.request(handler, handlers={CommitFailed: 409})).status == 409
+
+
+@case("L2", lacks=("aborts",))
+async def a_swallowed_error_that_the_engine_shrugs_off_is_no_failure(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await ctx.swallow()
+        return Answer(201)
+
+    assert (await world.request(handler)).status == 201
+    assert world.held() == [1]
+
+
+@case("L2", "nested")
+async def an_error_undone_by_its_savepoint_is_no_failure(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await world.family.failing_in_savepoint(ctx.session())
+        await ctx.insert(2)
+        return Answer(201)
+
+    assert (await world.request(handler)).status == 201
+    assert world.held() == [1, 2]
+
+
+@case("L2")
+async def a_nested_block_is_undone_alone(world: World) -> None:
+    ran: list[int] = []
+
+    async def fails(ctx: Context) -> None:
+        await ctx.insert(2)
+        after_commit(lambda: ran.append(2))
+        await ctx.run("SELECT nonsense")
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        after_commit(lambda: ran.append(1))
+        with suppress(world.family.statement_error):
+            if world.family.blocking:
+                with unit_of_work():
+                    await fails(ctx)
+            else:
+                async with unit_of_work():
+                    await fails(ctx)
+        await ctx.insert(3)
+        return Answer(201)
+
+    assert (await world.request(handler)).status == 201
+    assert (world.held(), ran) == ([1, 3], [1])
+
+
+@case("L2", "kill")
+async def a_session_killed_before_the_commit_is_an_error(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await ctx.kill()
+        return Answer(201)
+
+    async def good(ctx: Context) -> Answer:
+        await ctx.insert(2)
+        return Answer(201)
+
+    told = await world.request(handler)
+    assert told.status in (500, 503)
+    assert world.held() == []
+    assert (await world.request(good)).status == 201
+    assert world.held() == [2]
+
+
+# L3: what is not acknowledged leaves nothing
+
+
+@case("L3")
+async def other_statuses_keep_nothing(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(status)
+        return Answer(status)
+
+    for status in (302, 404, 409, 500):
+        assert (await world.request(handler)).status == status
+        assert world.held() == []
+
+
+@case("L3")
+async def a_redirect_keeps_in_its_mode(world: World) -> None:
+    world.database(commit_mode="autocommit_include_redirect", extra_rollback_statuses={307})
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(status)
+        return Answer(status)
+
+    for status in (303, 307, 404):
+        assert (await world.request(handler)).status == status
+    assert world.held() == [303]
+
+
+@case("L3")
+async def extra_statuses_win_over_the_range(world: World) -> None:
+    world.database(extra_commit_statuses={404}, extra_rollback_statuses={202})
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(status)
+        return Answer(status)
+
+    for status in (201, 202, 404, 409):
+        assert (await world.request(handler)).status == status
+    assert world.held() == [201, 404]
+
+
+@case("L3", "handlers")
+async def an_exception_that_is_answered_inside_counts_by_its_status(world: World) -> None:
+    world.database(commit_mode="autocommit_include_redirect")
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        raise Boom
+
+    assert (await world.request(handler, handlers={Boom: 409})).status == 409
+    assert world.held() == []
+    assert (await world.request(handler, handlers={Boom: 303})).status == 303
+    assert world.held() == [1]
+
+
+@case("L3")
+async def an_exception_that_reaches_the_gate_rolls_back(world: World) -> None:
+    ran: list[int] = []
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        after_rollback(lambda: ran.append(1))
+        raise Boom
+
+    told = await world.request(handler)
+    assert (told.status, world.held(), ran) == (500, [], [1])
+    assert isinstance(told.error, Boom)
+
+
+@case("L3", "wire")
+async def a_connection_lost_after_commit_was_sent_is_in_doubt(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        proxy.on(b"COMMIT", "cut_after")
+        return Answer(201)
+
+    with world.proxy() as proxy:
+        world.through(proxy)
+        told = await world.request(handler)
+        assert told.status == 503
+        assert b"in doubt" in told.body
+        assert world.held() == [1]
+        proxy.clear()
+        told = await world.request(handler, handlers={CommitInDoubt: 502})
+        assert told.status == 502
+
+
+@case("L3")
+async def a_doomed_unit_keeps_nothing_and_says_so_once(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        doom("the books do not balance")
+        return Answer(200)
+
+    with warnings_logged() as logged:
+        assert (await world.request(handler)).status == 200
+    assert world.held() == []
+    assert len(logged) == 1
+    assert "POST /work" in logged[0]
+    assert "the books do not balance" in logged[0]
+
+
+@case("L3")
+async def a_manual_commit_forgotten_keeps_nothing_and_says_so_once(world: World) -> None:
+    world.database(commit_mode="manual")
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        return Answer(201)
+
+    async def reader(ctx: Context) -> Answer:
+        await ctx.value("SELECT count(*) FROM held")
+        return Answer(200)
+
+    with warnings_logged() as logged:
+        assert (await world.request(handler)).status == 201
+        assert (await world.request(reader, method="GET")).status == 200
+    assert world.held() == []
+    assert len(logged) == 1
+    assert "POST /work" in logged[0]
+
+
+@case("L3")
+async def a_manual_commit_is_kept_whatever_the_status(world: World) -> None:
+    world.database(commit_mode="manual")
+    ran: list[int] = []
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        after_commit(lambda: ran.append(1))
+        await world.family.commit(ctx.session())
+        return Answer(404)
+
+    assert (await world.request(handler)).status == 404
+    assert (world.held(), ran) == ([1], [1])
+
+
+@case("L3", "cancel", "awaiting")
+async def a_request_cancelled_in_its_handler_keeps_nothing(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        ctx.control.task.cancel()
+        await asyncio.sleep(5)
+        return Answer(201)
+
+    told = await world.request(handler)
+    assert (told.status, world.held()) == (None, [])
+    assert isinstance(told.error, asyncio.CancelledError)
+
+
+@case("L3", "cancel", "wire")
+async def a_request_cancelled_while_commit_runs_is_kept_and_not_acknowledged(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        proxy.on(b"COMMIT", "hold")
+        asyncio.get_running_loop().call_later(0.2, ctx.control.task.cancel) if not world.family.blocking else (
+            threading.Timer(0.2, loop.call_soon_threadsafe, (ctx.control.task.cancel,)).start()
+        )
+        threading.Timer(0.5, proxy.release).start()
+        return Answer(201)
+
+    loop = asyncio.get_running_loop()
+    with world.proxy() as proxy:
+        world.through(proxy)
+        told = await world.request(handler)
+        proxy.clear()
+        assert (told.status, world.held()) == (None, [1])
+        assert isinstance(told.error, asyncio.CancelledError)
+
+
+@case("L3", "disconnect", "async", "awaiting")
+async def a_client_that_left_before_the_start_leaves_nothing_if_the_app_was_told(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        ctx.control.gone.set()
+        assert await ctx.connection.is_disconnected()
+        return Answer(201)
+
+    with warnings_logged() as logged:
+        await world.request(handler)
+    assert (world.held(), logged) == ([], [])
+
+
+@case("L3", "disconnect", "async", "awaiting")
+async def a_client_that_left_unnoticed_has_its_work_kept(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        ctx.control.gone.set()
+        return Answer(201)
+
+    await world.request(handler)
+    assert world.held() == [1]
+
+
+# L4: the connection belongs to the transaction
+
+
+@case("L4")
+async def a_request_that_asks_for_no_statement_takes_no_connection(world: World) -> None:
+    world.database()
+
+    async def handler(ctx: Context) -> Answer:
+        ctx.session()
+        assert world.family.checked_out(world.databases[0]) == 0
+        assert world.engine.open_transactions() == 0
+        return Answer(200)
+
+    assert (await world.request(handler)).status == 200
+
+
+@case("L4", "async", "awaiting", "nested")
+async def an_exhausted_pool_does_not_stop_requests_without_a_database(world: World) -> None:
+    world.database()
+    release = asyncio.Event()
+
+    async def holder(ctx: Context) -> Answer:
+        await ctx.value("SELECT 1")
+        await release.wait()
+        return Answer(200)
+
+    async def free(ctx: Context) -> Answer:
+        ctx.session()
+        return Answer(200)
+
+    holders = [asyncio.ensure_future(world.request(holder, method="GET")) for _ in range(5)]
+    while world.family.checked_out(world.databases[0]) < 5:
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(2):
+        told = [await world.request(free) for _ in range(100)]
+    release.set()
+    assert {one.status for one in told} == {200}
+    assert {(await one).status for one in holders} == {200}
+
+
+@case("L4")
+async def nothing_is_held_between_the_chunks_of_a_body(world: World) -> None:
+    open_between: list[int] = []
+
+    async def handler(ctx: Context) -> Answer:
+        async def stream() -> AsyncIterator[bytes]:
+            for v in (1, 2):
+                await ctx.insert(v)
+                yield b"%d" % v
+                open_between.append(world.engine.open_transactions() + world.family.checked_out(world.databases[0]))
+
+        return Answer(200, stream=stream)
+
+    told = await world.request(handler)
+    assert (told.body, told.complete, world.held()) == (b"12", True, [1, 2])
+    assert open_between == [0, 0]
+    assert [held for kind, held in told.seen if kind == "body"][:2] == [[1], [1, 2]]
+
+
+@case("L4", "cursor")
+async def a_cursor_opened_in_the_body_has_one_transaction_until_it_is_exhausted(world: World) -> None:
+    reading: list[bool] = []
+    rows = "SELECT 1 AS v UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4 UNION ALL SELECT 5"
+
+    async def handler(ctx: Context) -> Answer:
+        async def stream() -> AsyncIterator[bytes]:
+            async for v in await world.family.cursor(ctx.session(), rows):
+                yield b"%d" % v
+                reading.append(world.family.checked_out(world.databases[0]) == 1)
+            yield b"."
+            reading.append(world.family.checked_out(world.databases[0]) == 0)
+
+        return Answer(200, stream=stream)
+
+    told = await world.request(handler, method="GET")
+    assert (told.body, told.complete) == (b"12345.", True)
+    assert reading[0]
+    assert reading[-1]
+
+
+@case("L4", "cursor")
+async def a_cursor_still_open_at_the_start_is_an_error_before_the_first_byte(world: World) -> None:
+    rows = "SELECT 1 AS v UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4 UNION ALL SELECT 5"
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        cursor = await world.family.cursor(ctx.session(), rows)
+
+        async def stream() -> AsyncIterator[bytes]:
+            async for v in cursor:
+                yield b"%d" % v
+
+        return Answer(200, stream=stream)
+
+    told = await world.request(handler)
+    assert (told.status, world.held()) == (500, [])
+    assert isinstance(told.error, OpenCursorError)
+
+
+@case("L4", "cursor")
+async def a_database_told_to_keep_its_transaction_lets_a_cursor_live_on(world: World) -> None:
+    world.database(keep_transaction_for_body=True)
+    rows = "SELECT 1 AS v UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4 UNION ALL SELECT 5"
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        cursor = await world.family.cursor(ctx.session(), rows)
+
+        async def stream() -> AsyncIterator[bytes]:
+            async for v in cursor:
+                yield b"%d" % v
+
+        return Answer(200, stream=stream)
+
+    told = await world.request(handler)
+    assert (told.status, told.body, told.complete, world.held()) == (200, b"12345", True, [1])
+
+
+# Bodies and what comes after
+
+
+@case("L1")
+async def a_body_whose_last_commit_fails_is_never_complete(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        async def stream() -> AsyncIterator[bytes]:
+            await ctx.insert(1)
+            yield b"abc"
+            await ctx.insert(2)
+            await ctx.violate()
+            yield b"def"
+
+        async def late() -> AsyncIterator[bytes]:
+            await ctx.insert(1)
+            yield b"abc"
+            yield b"def"
+            await ctx.insert(2)
+            await ctx.violate()
+
+        return Answer(200, stream=stream if violate_early else late, length=length)
+
+    for violate_early in (True, False):
+        for length in (None, 6):
+            told = await world.request(handler)
+            assert told.status == 200
+            assert not told.complete
+            assert length is None or len(told.body) < length
+            assert world.held() == [1]
+            world.engine.reset()
+            await world.stop()
+
+
+@case("L3")
+async def a_body_that_raises_keeps_what_was_settled_and_no_more(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        async def stream() -> AsyncIterator[bytes]:
+            await ctx.insert(1)
+            yield b"abc"
+            await ctx.insert(2)
+            raise Boom
+
+        return Answer(200, stream=stream)
+
+    told = await world.request(handler)
+    assert (told.status, told.complete, world.held()) == (200, False, [1])
+
+
+@case("L3")
+async def a_manual_body_keeps_what_the_app_committed(world: World) -> None:
+    world.database(commit_mode="manual")
+
+    async def handler(ctx: Context) -> Answer:
+        async def stream() -> AsyncIterator[bytes]:
+            await ctx.insert(1)
+            yield b"abc"
+            await world.family.commit(ctx.session())
+            yield b"def"
+            await ctx.insert(2)
+            yield b"ghi"
+
+        return Answer(200, stream=stream)
+
+    with warnings_logged() as logged:
+        told = await world.request(handler)
+    assert (told.body, told.complete, world.held()) == (b"abcdefghi", True, [1])
+    assert len(logged) == 1
+
+
+@case("L4")
+async def what_comes_after_the_response_has_a_unit_of_its_own(world: World) -> None:
+    sessions: list[Any] = []
+    between: list[int] = []
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        sessions.append(ctx.session())
+
+        async def background() -> None:
+            between.append(world.engine.open_transactions() + world.family.checked_out(world.databases[0]))
+            await ctx.insert(2)
+            sessions.append(ctx.session())
+
+        return Answer(201, background=background)
+
+    told = await world.request(handler)
+    assert (told.status, told.held_at_end(), world.held()) == (201, [1], [1, 2])
+    assert sessions[0] is not sessions[1]
+    assert between == [0]
+
+
+@case("L3")
+async def a_background_task_that_raises_keeps_nothing_of_its_own(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+
+        async def background() -> None:
+            await ctx.insert(2)
+            raise Boom
+
+        return Answer(201, background=background)
+
+    told = await world.request(handler)
+    assert (told.status, told.complete, world.held()) == (201, True, [1])
+    assert isinstance(told.error, Boom)
+
+
+@case("L4")
+async def a_requests_session_is_over_with_its_request(world: World) -> None:
+    outcome: list[Any] = []
+
+    async def handler(ctx: Context) -> Answer:
+        session = ctx.session()
+        await ctx.insert(1)
+
+        async def background() -> None:
+            await world.family.rollback(session)
+            await world.family.close(session)
+            try:
+                await world.family.run(session, "INSERT INTO held VALUES (2)")
+            except OutsideScope as error:
+                outcome.append(str(error))
+
+        return Answer(201, background=background)
+
+    assert (await world.request(handler)).status == 201
+    assert world.held() == [1]
+    assert "POST /work" in outcome[0]
+
+
+@case("L4", "outlive", "awaiting")
+async def a_task_that_outlives_its_request_is_told_so(world: World) -> None:
+    started: list[asyncio.Task[Any]] = []
+    done = asyncio.Event()
+
+    async def handler(ctx: Context) -> Answer:
+        async def outlives() -> str:
+            await done.wait()
+            try:
+                ctx.session()
+            except OutsideScope:
+                async with unit_of_work() as unit:
+                    await world.family.run(unit.session(world.databases[0]), "INSERT INTO held VALUES (7)")
+                return "told"
+            return "not told"
+
+        started.append(asyncio.create_task(outlives()))
+        return Answer(201)
+
+    assert (await world.request(handler)).status == 201
+    done.set()
+    assert await started[0] == "told"
+    assert world.held() == [7]
+
+
+# L5: a session has one user at a time
+
+
+@case("L5", "slow", "async", "awaiting")
+async def two_tasks_in_one_session_at_once_is_an_error_in_the_second(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        slow, second = await asyncio.gather(
+            ctx.run(world.engine.slow()), ctx.insert(1), return_exceptions=True
+        )
+        assert slow is None
+        assert isinstance(second, ConcurrentUseError)
+        assert second.user != second.holder
+        await ctx.insert(2)
+        return Answer(201)
+
+    assert (await world.request(handler)).status == 201
+    assert world.held() == [2]
+
+
+@case("L5", "slow", "blocking")
+async def two_threads_in_one_session_at_once_is_an_error_in_the_second(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        session = ctx.session()
+        await ctx.insert(1)
+        caught: list[BaseException] = []
+
+        def other() -> None:
+            try:
+                run_now(world.family.run(session, "INSERT INTO held VALUES (9)"))
+            except ConcurrentUseError as error:
+                caught.append(error)
+
+        late = threading.Timer(0.1, other)
+        late.start()
+        await ctx.run(world.engine.slow())
+        late.join()
+        assert len(caught) == 1
+        return Answer(201)
+
+    assert (await world.request(handler)).status == 201
+    assert world.held() == [1]
+
+
+# L7: several databases end together
+
+
+@case("L7")
+async def a_second_database_that_fails_before_its_commit_takes_the_first_with_it(world: World) -> None:
+    world.database()
+    world.database(bind_key="second")
+
+    async def handler(ctx: Context) -> Answer:
+        if world.engine.name in ("sqlite", "memory"):
+            await ctx.value("SELECT count(*) FROM held", "second")
+        else:
+            await ctx.insert(2, "second")
+        await ctx.insert(1)
+        raise Boom
+
+    assert (await world.request(handler)).status == 500
+    assert world.held() == []
+
+
+@case("L7", "aborts")
+async def all_are_checked_before_the_first_commits(world: World) -> None:
+    world.database()
+    world.database(bind_key="second")
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await ctx.insert(2, "second")
+        with suppress(world.family.statement_error):
+            await ctx.run("SELECT nonsense", "second")
+        return Answer(201)
+
+    told = await world.request(handler)
+    assert (told.status, world.held()) == (500, [])
+    assert isinstance(told.error, CommitFailed)
+    assert told.error.database == "second"
+
+
+@case("L7", "late", "aborts")
+async def a_later_commit_that_fails_says_what_was_kept(world: World) -> None:
+    world.database()
+    world.database(bind_key="second")
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await ctx.insert(2, "second")
+        await ctx.violate("second")
+        return Answer(201)
+
+    told = await world.request(handler)
+    assert (told.status, world.held()) == (500, [1])
+    assert isinstance(told.error, PartlyCommitted)
+    assert (told.error.committed, told.error.failed) == (("default",), "second")
+
+
+@case("L7", "aborts")
+async def each_database_decides_by_its_own_mode(world: World) -> None:
+    world.database()
+    world.database(bind_key="second", commit_mode="manual")
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await ctx.insert(2, "second")
+        return Answer(201)
+
+    with warnings_logged() as logged:
+        assert (await world.request(handler)).status == 201
+    assert world.held() == [1]
+    assert "'second'" in logged[0]
+
+
+# L8: cleanup never lies and never leaks
+
+
+@case("L8")
+async def a_failing_hook_is_logged_and_changes_nothing(world: World) -> None:
+    ran: list[int] = []
+
+    def fails() -> None:
+        raise Boom
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        after_commit(fails)
+        after_commit(lambda: ran.append(1))
+        return Answer(201)
+
+    with warnings_logged() as logged:
+        assert (await world.request(handler)).status == 201
+    assert (world.held(), ran) == ([1], [1])
+    assert any("a hook failed" in line for line in logged)
+
+
+# Outside of requests
+
+
+@case("L3")
+async def a_block_commits_on_a_clean_exit_and_rolls_back_on_an_error(world: World) -> None:
+    database = world.database(commit_mode="manual")
+
+    async def write(v: int, *, fail: bool) -> None:
+        if world.family.blocking:
+            with unit_of_work() as unit:
+                await world.family.run(unit.session(database), f"INSERT INTO held VALUES ({v})")
+                if fail:
+                    raise Boom
+        else:
+            async with unit_of_work() as unit:
+                await world.family.run(unit.session(database), f"INSERT INTO held VALUES ({v})")
+                if fail:
+                    raise Boom
+
+    await write(1, fail=False)
+    with suppress(Boom):
+        await write(2, fail=True)
+    assert world.held() == [1]
+
+
+@case("L4", "websocket", "awaiting")
+async def a_websocket_has_a_unit_for_each_message(world: World) -> None:
+    world.database()
+    told: list[tuple[str, list[int]]] = []
+    held_while_waiting: list[int] = []
+    incoming = [{"type": "websocket.connect"}, *({"type": "websocket.receive", "text": t} for t in ("1", "2", "x"))]
+
+    async def work(websocket: Any) -> None:
+        await websocket.accept()
+        session = world.framework.session(websocket, None)
+        while True:
+            text = await websocket.receive_text()
+            await world.family.run(session, f"INSERT INTO held VALUES ({text if text != 'x' else 99})")
+            if text == "x":
+                raise Boom
+            await websocket.send_text(text)
+
+    async def receive() -> Any:
+        held_while_waiting.append(world.engine.open_transactions() + world.family.checked_out(world.databases[0]))
+        return incoming.pop(0)
+
+    async def send(message: Any) -> None:
+        told.append((message["type"], world.held()))
+
+    app = world.framework.app(world.databases, work, world.family.blocking, {})
+    scope = {"type": "websocket", "path": "/socket", "raw_path": b"/socket", "query_string": b"", "headers": []}
+    with suppress(Boom):
+        await app({**scope, "subprotocols": [], "root_path": "", "scheme": "ws"}, receive, send)
+    assert [held for kind, held in told if kind == "websocket.send"] == [[1], [1, 2]]
+    assert world.held() == [1, 2]
+    assert held_while_waiting == [0] * len(held_while_waiting)
+
+
+class warnings_logged(logging.Handler):  # noqa: N801 - reads as the function that it is used as
+    """What Transept's logger says, at WARNING and above."""
+
+    def __enter__(self) -> list[str]:
+        self.lines: list[str] = []
+        self.logger = logging.getLogger("transept")
+        self.logger.addHandler(self)
+        return self.lines
+
+    def __exit__(self, *_: object) -> None:
+        self.logger.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
