@@ -62,7 +62,7 @@ class Boom(Exception):
 async def a_2xx_is_told_after_its_commit(world: World) -> None:
     async def handler(ctx: Context) -> Answer:
         await ctx.insert(1)
-        assert world.held() == []
+        assert world.held() == [] or "peek" not in world.can
         return Answer(201)
 
     told = await world.request(handler)
@@ -72,12 +72,15 @@ async def a_2xx_is_told_after_its_commit(world: World) -> None:
 
 @case("L1")
 async def an_error_at_commit_is_answered_by_the_apps_handler(world: World) -> None:
-    ran = []
+    ran: list[int] = []
+    context: list[Context] = []
 
     async def background() -> None:
         ran.append(1)
+        await context[0].insert(5)
 
     async def handler(ctx: Context) -> Answer:
+        context.append(ctx)
         await ctx.insert(1)
         await ctx.violate()
         return Answer(201, background=background)
@@ -85,17 +88,21 @@ async def an_error_at_commit_is_answered_by_the_apps_handler(world: World) -> No
     told = await world.request(handler, handlers={world.family.late_error: 409})
     assert (told.status, told.complete, told.error) == (409, True, None)
     assert b"ok" not in told.body
-    assert (world.held(), ran) == ([], [])
+    assert world.held() == []
+    assert ran == [] or "background" not in world.can
 
 
 @case("L1")
 async def an_error_at_commit_without_a_handler_is_a_500(world: World) -> None:
-    ran = []
+    ran: list[int] = []
+    context: list[Context] = []
 
     async def background() -> None:
         ran.append(1)
+        await context[0].insert(5)
 
     async def handler(ctx: Context) -> Answer:
+        context.append(ctx)
         await ctx.insert(1)
         await ctx.violate()
         return Answer(201, background=background)
@@ -104,7 +111,8 @@ async def an_error_at_commit_without_a_handler_is_a_500(world: World) -> None:
     assert told.status == 500
     assert isinstance(told.error, world.family.late_error)
     assert any("did not commit" in note for note in told.error.__notes__)
-    assert (world.held(), ran) == ([], [])
+    assert world.held() == []
+    assert ran == [] or "background" not in world.can
 
 
 @case("L1")
@@ -320,7 +328,7 @@ async def a_doomed_unit_keeps_nothing_and_says_so_once(world: World) -> None:
     with warnings_logged() as logged:
         assert (await world.request(handler)).status == 200
     assert world.held() == []
-    assert len(logged) == 1
+    assert len(logged) == 1, logged
     assert "POST /work" in logged[0]
     assert "the books do not balance" in logged[0]
 
@@ -341,7 +349,7 @@ async def a_manual_commit_forgotten_keeps_nothing_and_says_so_once(world: World)
         assert (await world.request(handler)).status == 201
         assert (await world.request(reader, method="GET")).status == 200
     assert world.held() == []
-    assert len(logged) == 1
+    assert len(logged) == 1, logged
     assert "POST /work" in logged[0]
 
 
@@ -601,7 +609,7 @@ async def a_manual_body_keeps_what_the_app_committed(world: World) -> None:
     with warnings_logged() as logged:
         told = await world.request(handler)
     assert (told.body, told.complete, world.held()) == (b"abcdefghi", True, [1])
-    assert len(logged) == 1
+    assert len(logged) == 1, logged
 
 
 @case("L4")
@@ -845,9 +853,15 @@ async def a_block_commits_on_a_clean_exit_and_rolls_back_on_an_error(world: Worl
                 if fail:
                     raise Boom
 
-    await write(1, fail=False)
+    async def off_the_loop(work: Any) -> None:
+        if world.family.blocking and "async" in world.can:
+            await asyncio.to_thread(run_now, work)
+        else:
+            await work
+
+    await off_the_loop(write(1, fail=False))
     with suppress(Boom):
-        await write(2, fail=True)
+        await off_the_loop(write(2, fail=True))
     assert world.held() == [1]
 
 

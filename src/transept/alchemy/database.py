@@ -82,7 +82,8 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
         owner = type(self).__name__
         try:
             url = make_url(given_url)
-            dialect = url.get_dialect()
+            named = url.get_dialect()
+            dialect = named if self.blocking else named.get_async_dialect_cls(url)
         except (ArgumentError, NoSuchModuleError) as error:
             shown = given_url.render_as_string() if isinstance(given_url, URL) else _without_password(given_url)
             raise ImproperConfigurationError(
@@ -115,10 +116,12 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
             options.setdefault("bind", engine)
         return options
 
-    def _keep_memory(self) -> None:
-        """An in-memory database lives as long as a connection to it: hold one until `stop`."""
-        if self._url is not None and self._keeper is None and (keeper := keeper_of(self._url)) is not None:
+    def _own_engine(self, create: Callable[..., E]) -> E:
+        """An in-memory database lives as long as a connection to it: one is held until `stop`."""
+        assert self._url is not None
+        if self._keeper is None and (keeper := keeper_of(self._url)) is not None:
             self._keeper = finalize(self, keeper.close)
+        return make_engine(self._url, self.engine_config.engine_options(), create, blocking=self.blocking)
 
     def _drop_memory(self) -> None:
         keeper, self._keeper = self._keeper, None
@@ -202,8 +205,7 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
     def _make(self) -> tuple[Engine, Callable[[], Session]]:
         engine = self.engine_instance
         if engine is None:
-            self._keep_memory()
-            engine = make_engine(self._url, self.engine_config.engine_options(), self.create_engine_callable, _itself)
+            engine = self._own_engine(self.create_engine_callable)
         return engine, self.session_maker_class(**self._session_options(self.session_config, engine))
 
     def _prepare(self) -> None:
@@ -269,9 +271,7 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
     def _make(self) -> tuple[AsyncEngine, Callable[[], AsyncSession]]:
         engine = self.engine_instance
         if engine is None:
-            self._keep_memory()
-            options = self.engine_config.engine_options()
-            engine = make_engine(self._url, options, self.create_engine_callable, lambda made: made.sync_engine)
+            engine = self._own_engine(self.create_engine_callable)
         return engine, self.session_maker_class(**self._session_options(self.session_config, engine))
 
     async def _dispose(self, made: tuple[AsyncEngine, Any]) -> None:
@@ -281,10 +281,6 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
 
 async def _nothing_to_close(lock: asyncio.Lock) -> None:
     """A lock holds no resource."""
-
-
-def _itself(engine: Engine) -> Engine:
-    return engine
 
 
 def _bind_of(maker: Any, kind: type[E]) -> E:

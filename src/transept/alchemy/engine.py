@@ -50,16 +50,17 @@ def shared_memory(url: URL) -> URL:
     return url.set(database=f"file:{memory_name()}", query={**url.query, "vfs": "memdb", "uri": "true"})
 
 
-def make_engine(url: URL, options: dict[str, Any], create: Callable[..., E], sync: Callable[[E], Engine]) -> E:
-    """An engine that is ours. `create` makes it from the URL and options, `sync` finds the blocking one inside."""
+def make_engine(url: URL, options: dict[str, Any], create: Callable[..., E], *, blocking: bool) -> E:
+    """An engine that is ours, made by `create` from the URL and the options."""
     own_pool = any(options.get(name) is not None for name in ("poolclass", "pool", "creator", "async_creator"))
-    if url.get_backend_name() == "sqlite":
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite:
         options = {**options, "connect_args": {"check_same_thread": False, **(options.get("connect_args") or {})}}
     if not own_pool:
-        options = {**options, "poolclass": AsyncAdaptedQueuePool if url.get_dialect().is_async else LoopAwarePool}
+        options = {**options, "poolclass": LoopAwarePool if blocking else AsyncAdaptedQueuePool}
     engine = create(url, **options)
-    if url.get_backend_name() == "sqlite":
-        _prepare_sqlite(sync(engine))
+    if is_sqlite:
+        _prepare_sqlite(getattr(engine, "sync_engine", engine))
     return engine
 
 

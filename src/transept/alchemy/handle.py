@@ -66,7 +66,7 @@ class BlockingHandle:
             raise
 
     async def rollback(self) -> None:
-        await self._run(self._session.rollback)
+        await self._run(self._rollback)
         self._seat.app_ended = None
 
     async def invalidate(self) -> None:
@@ -90,7 +90,12 @@ class BlockingHandle:
             self._seat.turn.adopt()
         return work()
 
+    def _rollback(self) -> None:
+        self._seat.close_cursors()
+        self._session.rollback()
+
     def _check(self) -> None:
+        self._seat.close_cursors()
         self._session.flush()
         for connection in self._seat.connections:
             reason = why_gone(connection)

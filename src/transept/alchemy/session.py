@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakSet
 
 import sqlalchemy
-from sqlalchemy import event
+from sqlalchemy import TextClause, event
 from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
@@ -51,7 +51,7 @@ GUARDED = [
 ]
 HARMLESS_AFTER_THE_END = ("close", "reset", "invalidate", "rollback")
 
-WRITES = re.compile(r"\s*(?!select|show|values|explain|pragma|table\b|set\b|savepoint|release|rollback)", re.IGNORECASE)
+READS = re.compile(r"\s*(select|show|values|explain|pragma|table|set|savepoint|release|rollback)\b", re.IGNORECASE)
 
 _OURS = (str(Path(__file__).parents[1]), str(Path(sqlalchemy.__file__).parent))
 _warned: set[tuple[str, int]] = set()
@@ -76,18 +76,33 @@ class Seat:
         self.app_ended: bool | None = None
 
     def enter(self) -> None:
+        """Take the turn for one call of the app's."""
         turn = self.turn
         if isinstance(turn, TaskTurn):
             while (settled := turn.take()) is not None:
                 await_only(settled)
         else:
-            turn.take()
             if on_loop():
                 _warn_of_blocking()
+            turn.take()
         MAY_WRITE.set(self.may_write)
         if self.first_use is not None:
-            first_use, self.first_use = self.first_use, None
-            first_use()
+            self._use_for_the_first_time()
+
+    def close_cursors(self) -> None:
+        """What is still being read ends with its transaction."""
+        for cursor in list(self.cursors):
+            cursor.close()
+        self.cursors.clear()
+
+    def _use_for_the_first_time(self) -> None:
+        first_use, self.first_use = self.first_use, None
+        try:
+            if first_use is not None:
+                first_use()
+        except BaseException:
+            self.turn.leave()
+            raise
 
 
 class LiveCursor:
@@ -105,6 +120,9 @@ class LiveCursor:
 
     def fetchall(self) -> Any:
         return self._fetch(self._cursor.fetchall)
+
+    def close(self) -> None:
+        self._cursor.close()
 
     def _fetch(self, fetch: Callable[..., Any], *arguments: Any) -> Any:
         self._seat.enter()
@@ -172,7 +190,7 @@ def _harmless_after_the_end(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _note_live(result: Any, seat: Seat) -> None:
     """Follow a result that still reads from the connection: a server-side cursor, or any of blocking SQLite."""
-    result = getattr(result, "_real_result", result)
+    result = getattr(result, "_real_result", None) or result
     result = getattr(result, "raw", None) or result
     if not isinstance(result, CursorResult) or result.cursor is None or isinstance(result.cursor, LiveCursor):
         return
@@ -184,8 +202,8 @@ def _note_live(result: Any, seat: Seat) -> None:
 
 
 def _writes(statement: Any) -> bool:
-    if getattr(statement, "is_text", False):
-        return WRITES.match(statement.text) is not None
+    if isinstance(statement, TextClause):
+        return READS.match(statement.text) is None
     return bool(getattr(statement, "is_dml", False) or getattr(statement, "is_ddl", False))
 
 

@@ -21,7 +21,7 @@ SCHEMA = (
 
 class MariaDB:
     name = "mariadb"
-    can = frozenset({"late", "kill", "wire", "slow"})
+    can = frozenset({"late", "kill", "wire", "slow", "peek"})
 
     def __init__(self, server: Server) -> None:
         self.server = server

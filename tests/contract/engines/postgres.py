@@ -18,7 +18,7 @@ CREATE TABLE child (p integer REFERENCES parent (id) DEFERRABLE INITIALLY DEFERR
 
 class Postgres:
     name = "postgres"
-    can = frozenset({"late", "aborts", "kill", "wire", "slow"})
+    can = frozenset({"late", "aborts", "kill", "wire", "slow", "peek"})
 
     def __init__(self, server: Server) -> None:
         self.server = server

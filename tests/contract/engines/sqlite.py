@@ -5,10 +5,14 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from transept._sqlite import memory_name
 
+LOCKED = [-1]
+
 SCHEMA = """
+PRAGMA journal_mode = WAL;
 CREATE TABLE held (v INTEGER);
 CREATE TABLE parent (id INTEGER PRIMARY KEY);
 CREATE TABLE child (p INTEGER REFERENCES parent (id) DEFERRABLE INITIALLY DEFERRED);
@@ -17,37 +21,35 @@ CREATE TABLE child (p INTEGER REFERENCES parent (id) DEFERRABLE INITIALLY DEFERR
 
 class SQLiteFile:
     name = "sqlite"
-    can = frozenset({"late", "slow"})
+    can = frozenset({"late", "slow", "peek"})
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self.path = str(Path(self._folder.name, "contract.db"))
-        self._look: sqlite3.Connection | None = None
+        self.path = self._new_path()
+        self._look = sqlite3.connect(timeout=0, isolation_level=None, check_same_thread=False, **self.options)
+        self._look.executescript(SCHEMA)
+
+    def _new_path(self) -> str:
+        return str(Path(self._folder.name, "contract.db"))
 
     def reset(self) -> None:
-        self.close()
-        self.path = str(Path(self._folder.name, f"{memory_name()[1:]}.db"))
-        self._look = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
-        self._look.executescript("PRAGMA journal_mode = WAL;" + SCHEMA)
+        self._look.executescript("DELETE FROM child; DELETE FROM held")
 
     def close(self) -> None:
-        if self._look is not None:
-            self._look.close()
-            self._look = None
+        self._look.close()
+        self._folder.cleanup()
 
     def url(self, driver: str, port: int | None = None) -> str:
         return f"sqlite+{driver}:///{self.path}"
 
     @property
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         return {"database": self.path}
 
     def held(self) -> list[int]:
-        assert self._look is not None
         return [v for (v,) in self._look.execute("SELECT v FROM held ORDER BY v")]
 
     def open_transactions(self) -> int:
-        assert self._look is not None
         try:
             self._look.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:
@@ -63,19 +65,23 @@ class SQLiteFile:
 
 
 class SQLiteMemory(SQLiteFile):
-    name = "memory"
+    """A writer shuts readers out, so nobody can look while a transaction that wrote is open."""
 
-    def reset(self) -> None:
-        self.close()
-        self.path = f"file:{memory_name()}?vfs=memdb"
-        self._look = sqlite3.connect(
-            self.path, timeout=0, isolation_level=None, uri=True, check_same_thread=False
-        )
-        self._look.executescript(SCHEMA)
+    name = "memory"
+    can = SQLiteFile.can - {"peek"}
+
+    def _new_path(self) -> str:
+        return f"file:{memory_name()}?vfs=memdb"
 
     def url(self, driver: str, port: int | None = None) -> str:
         return f"sqlite+{driver}:///{self.path}&uri=true"
 
     @property
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         return {"database": self.path, "uri": True}
+
+    def held(self) -> list[int]:
+        try:
+            return super().held()
+        except sqlite3.OperationalError:
+            return LOCKED

@@ -22,7 +22,7 @@ logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 class StarletteFramework:
     name = "starlette"
-    can = frozenset({"async", "handlers", "cancel", "disconnect", "websocket", "outlive"})
+    can = frozenset({"async", "handlers", "cancel", "disconnect", "websocket", "outlive", "background"})
 
     def takes(self, blocking: bool) -> bool:
         return True
