@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
-__all__ = ["run_now"]
+__all__ = ["is_async", "run_now"]
 
 T = TypeVar("T")
 
@@ -23,3 +25,10 @@ def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
     coroutine.close()
     raise RuntimeError(f"{coroutine!r} suspended: a blocking unit of work can only await blocking leaves")
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling this gives a coroutine, as far as can be told without calling it."""
+    while isinstance(function, partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -60,8 +61,6 @@ class PerLoop(Generic[T]):
 
 
 def _begun(generator: AsyncGenerator[None, Any]) -> AsyncGenerator[None, Any]:
-    try:
+    with suppress(StopIteration):
         generator.asend(None).send(None)
-    except StopIteration:
-        pass
     return generator

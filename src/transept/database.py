@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from transept.errors import ImproperConfigurationError
 from transept.policy import Policy
@@ -26,42 +26,55 @@ class Handle(Protocol):
     @property
     def session(self) -> Any:
         """The session, the same object for the life of the handle."""
+        ...
 
     def in_transaction(self) -> bool:
         """Whether there is something to settle, as far as the session knows. No I/O."""
+        ...
 
     def reading(self) -> bool:
         """Whether a result is still being read from the connection. No I/O."""
+        ...
 
     def wrote(self) -> bool:
         """Whether the open transaction seems to have changed something. For warnings only. No I/O."""
+        ...
 
     def app_ended(self) -> bool | None:
         """How the app itself ended its last transaction: committed or not; None if it ended none. No I/O."""
+        ...
 
     def hold_now(self) -> bool:
         """Take the session's turn, so that statements of the app wait until `release`; False if one is under way."""
+        ...
 
     async def hold(self) -> None:
         """As `hold_now`, after waiting for the statement under way."""
+        ...
 
     def release(self) -> None:
         """Give the turn back."""
+        ...
 
     async def check(self) -> None:
         """Flush, and raise what would make the commit fail, `CommitFailed` if the transaction is gone."""
+        ...
 
     async def commit(self) -> None:
         """Commit. Raises the error of the database, or `CommitInDoubt` if its answer never came."""
+        ...
 
     async def rollback(self) -> None:
         """Roll back. Never hangs on a dead connection; what it raises leaves the connection in doubt."""
+        ...
 
     async def invalidate(self) -> None:
         """Drop a connection in doubt instead of giving it back, and forget the transaction."""
+        ...
 
     def end(self, owner: str) -> None:
         """The unit is over: every later use of the session is `OutsideScope`. Not in a transaction; no I/O."""
+        ...
 
 
 @runtime_checkable
@@ -70,12 +83,15 @@ class Savepoints(Protocol):
 
     async def savepoint(self) -> Any:
         """Set a savepoint in the open transaction and return what names it."""
+        ...
 
     async def rollback_to(self, savepoint: Any) -> None:
         """Undo everything since the savepoint."""
+        ...
 
     async def release_savepoint(self, savepoint: Any) -> None:
         """Keep what came since the savepoint as a part of the transaction."""
+        ...
 
 
 class Database(Protocol):
@@ -84,31 +100,37 @@ class Database(Protocol):
     @property
     def key(self) -> str:
         """Its name, the `bind_key`."""
+        ...
 
     @property
     def session_key(self) -> str:
         """The name of its session on the request's state."""
+        ...
 
     @property
     def policy(self) -> Policy:
         """Which responses commit."""
+        ...
 
-    @property
-    def blocking(self) -> bool:
-        """The colour of its handles and of `start` and `stop`."""
+    blocking: ClassVar[bool]
+    """The colour of its handles and of `start` and `stop`."""
 
     @property
     def keep_transaction_for_body(self) -> bool:
         """Whether a cursor that is open when the response starts keeps its transaction for the body."""
+        ...
 
     def open(self, hooks: Any, reads_only: bool) -> Handle:
         """A new handle. Does no I/O. `hooks` is told of the app's own savepoints; see `transept.unit.Hooks`."""
+        ...
 
     async def start(self) -> None:
         """Get ready: what start-up is asked to do. May be called again; does nothing then."""
+        ...
 
     async def stop(self) -> None:
         """Close what was opened here. Never touches what the user handed in. May be called again."""
+        ...
 
 
 class Registry:

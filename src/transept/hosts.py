@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from transept._bridge import run_now
+from transept._bridge import is_async, run_now
 from transept.errors import UsageError
 
 __all__ = ["LoopHost", "PlainHost", "in_thread"]
@@ -43,9 +43,13 @@ class LoopHost:
     blocking = False
 
     async def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> T:
-        if blocking:
-            return await in_thread(run_now, work)
-        return await work
+        if not blocking:
+            return await work
+
+        def in_a_worker() -> T:
+            return run_now(work)
+
+        return await in_thread(in_a_worker)
 
     async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """In a task of its own: a shielded cancel scope alone does not stop `Task.cancel()` or `asyncio.timeout()`.
@@ -69,7 +73,7 @@ class LoopHost:
         return result
 
     async def call(self, hook: Callable[[], Any]) -> None:
-        result = hook() if inspect.iscoroutinefunction(hook) else await in_thread(hook)
+        result = hook() if is_async(hook) else await in_thread(hook)
         if inspect.isawaitable(result):
             await result
 

@@ -10,13 +10,12 @@ Rule 4: every session is ended, whatever fails on the way; an error of cleaning 
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from transept._bridge import is_async
 from transept.database import Database, Handle, Registry, Savepoints
 from transept.errors import CommitInDoubt, OutsideScope, PartlyCommitted, UsageError
 
@@ -253,7 +252,7 @@ class Unit:
             raise OutsideScope(f"the unit of work of {self.name} is over: nothing will run this hook.")
         if not callable(hook):
             raise UsageError(f"a hook must be callable, and {hook!r} is not: pass the function, not its result.")
-        if self._host.blocking and _is_async(hook):
+        if self._host.blocking and is_async(hook):
             raise UsageError(f"{hook!r} is async, and this unit of work ({self.name}) is a blocking one.")
         self.hooks.add(committed, hook)
         return hook
@@ -384,9 +383,3 @@ async def _roll_back(part: Part, error: BaseException | None, leaf: Leaf[Any]) -
             logger.warning(note)
         else:
             error.add_note(note)
-
-
-def _is_async(hook: Hook) -> bool:
-    while isinstance(hook, partial):
-        hook = hook.func
-    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004

@@ -704,9 +704,7 @@ async def a_task_that_outlives_its_request_is_told_so(world: World) -> None:
 @case("L5", "slow", "async", "awaiting")
 async def two_tasks_in_one_session_at_once_is_an_error_in_the_second(world: World) -> None:
     async def handler(ctx: Context) -> Answer:
-        slow, second = await asyncio.gather(
-            ctx.run(world.engine.slow()), ctx.insert(1), return_exceptions=True
-        )
+        slow, second = await asyncio.gather(ctx.run(world.engine.slow()), ctx.insert(1), return_exceptions=True)
         assert slow is None
         assert isinstance(second, ConcurrentUseError)
         assert second.user != second.holder

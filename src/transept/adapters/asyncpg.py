@@ -131,7 +131,7 @@ class AsyncpgLink:
 def _in_doubt(error: BaseException) -> bool:
     """Whether COMMIT may have been carried out; an `InterfaceError` means that it was never sent."""
     if isinstance(error, asyncpg.PostgresError):
-        return str(error.sqlstate or "08").startswith("08")
+        return str(getattr(error, "sqlstate", None) or "08").startswith("08")
     return isinstance(error, (OSError, EOFError, TimeoutError, asyncio.CancelledError))
 
 

@@ -22,8 +22,8 @@ from transept.alchemy.engine import is_memory, keeper_of, make_engine, shared_me
 from transept.alchemy.handle import AsyncHandle, BlockingHandle
 from transept.alchemy.session import Seat
 from transept.config import (
-    DatabaseSettings,
     AsyncSessionConfig,
+    DatabaseSettings,
     Empty,
     EngineConfig,
     SyncSessionConfig,
@@ -64,7 +64,7 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
                 "Only one of 'connection_string' or 'engine_config=EngineConfig(url=...)' can be provided."
             )
         if self.connection_string is None and url is not Empty:
-            given_url: str | URL | None = url  # type: ignore[assignment]
+            given_url: str | URL | None = url
         else:
             given_url = self.connection_string
         if given_url is not None and self.engine_instance is not None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from sqlalchemy.util.queue import Queue
 
@@ -17,7 +18,7 @@ from transept.turn import on_loop
 
 __all__ = ["is_memory", "keeper_of", "make_engine", "shared_memory"]
 
-E = TypeVar("E")
+E = TypeVar("E", Engine, AsyncEngine)
 
 
 class LoopAwareQueue(Queue[Any]):
@@ -60,7 +61,7 @@ def make_engine(url: URL, options: dict[str, Any], create: Callable[..., E], *, 
         options = {**options, "poolclass": LoopAwarePool if blocking else AsyncAdaptedQueuePool}
     engine = create(url, **options)
     if is_sqlite:
-        _prepare_sqlite(getattr(engine, "sync_engine", engine))
+        _prepare_sqlite(engine.sync_engine if isinstance(engine, AsyncEngine) else engine)
     return engine
 
 

@@ -1,4 +1,4 @@
-"""How a unit of work settles a SQLAlchemy session: plain blocking code, and one greenlet hop a call where it is async."""
+"""How a unit of work settles a SQLAlchemy session: plain blocking code, with one greenlet hop a call if it is async."""
 
 from __future__ import annotations
 

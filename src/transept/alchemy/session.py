@@ -136,8 +136,8 @@ class LiveCursor:
 
 
 @functools.cache
-def guarded_class(plain: type[Session]) -> type[Session]:
-    """A subclass of this session class whose methods take the session's turn."""
+def guarded_class(plain: Any) -> Any:
+    """A subclass of this session class whose methods take the session's turn. One is made for each class."""
     methods: dict[str, Any] = {name: _taking_turn(getattr(plain, name), name) for name in GUARDED}
     for name in HARMLESS_AFTER_THE_END:
         methods[name] = _harmless_after_the_end(methods.get(name) or _taking_turn(getattr(plain, name), name))
@@ -154,7 +154,8 @@ def guarded_class(plain: type[Session]) -> type[Session]:
 def guard(session: Session, seat: Seat) -> None:
     """Make this session take turns from now on."""
     session.transept_seat = seat  # type: ignore[attr-defined]
-    session.__class__ = guarded_class(type(session))
+    plain: Any = type(session)
+    session.__class__ = guarded_class(plain)
 
 
 def _taking_turn(method: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -188,17 +189,19 @@ def _harmless_after_the_end(method: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _note_live(result: Any, seat: Seat) -> None:
+def _note_live(given: Any, seat: Seat) -> None:
     """Follow a result that still reads from the connection: a server-side cursor, or any of blocking SQLite."""
-    result = getattr(result, "_real_result", None) or result
-    result = getattr(result, "raw", None) or result
-    if not isinstance(result, CursorResult) or result.cursor is None or isinstance(result.cursor, LiveCursor):
-        return
-    dialect = result.dialect
-    if result.context._is_server_side or (dialect.name == "sqlite" and not dialect.is_async):
-        live = LiveCursor(result.cursor, seat)
-        result.cursor = live  # type: ignore[assignment]
-        seat.cursors.add(live)
+    result = getattr(given, "_real_result", None) or given
+    source = getattr(result, "raw", None) or result
+    cursor = source.cursor if isinstance(source, CursorResult) else None
+    if cursor is not None and not isinstance(cursor, LiveCursor) and _is_live(source):
+        source.cursor = LiveCursor(cursor, seat)
+        seat.cursors.add(source.cursor)
+
+
+def _is_live(source: Any) -> bool:
+    dialect = source.dialect
+    return source.context._is_server_side or (dialect.name == "sqlite" and not dialect.is_async)
 
 
 def _writes(statement: Any) -> bool:

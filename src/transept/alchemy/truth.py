@@ -1,7 +1,7 @@
 """Whether a transaction is still what the session believes it to be.
 
-Rule 1: PostgreSQL aborts a transaction at its first error and answers COMMIT with ROLLBACK; psycopg knows it exactly and
-for free, asyncpg is asked, and only after an error that no savepoint undid.
+Rule 1: PostgreSQL aborts a transaction at its first error and answers COMMIT with ROLLBACK; psycopg knows it exactly
+and for free, asyncpg is asked, and only after an error that no savepoint undid.
 Rule 2: MySQL and MariaDB end the transaction at 1213 (and a few kin) and go on in a new one; SQLite ends it at FULL,
 IOERR, NOMEM, INTERRUPT and OR ROLLBACK. No savepoint brings it back. Other errors undo their statement alone.
 Rule 3: a COMMIT that the server answered with an error failed; one that got no answer is in doubt.
@@ -134,7 +134,7 @@ def _note_undone(connection: Connection, name: str, context: None) -> None:
 
 
 def _sqlite_ended(connection: Connection, original: Any) -> bool:
-    """Whether SQLite dropped the transaction. What follows would autocommit, so a new one is begun, to be rolled back."""
+    """Whether SQLite dropped the transaction. What follows would autocommit: a new one is begun, to be rolled back."""
     code = getattr(original, "sqlite_errorcode", None)
     raw = connection.connection
     driver: Any = raw.driver_connection

@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from starlette._exception_handler import _lookup_exception_handler
-from starlette._utils import is_async_callable
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -15,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
 from starlette.types import Receive, Scope, Send
 
+from transept._bridge import is_async
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
 from transept.context import LOOP, new_unit_of_work
 from transept.database import Database, Registry
@@ -167,7 +166,7 @@ class Transept:
 
     @asynccontextmanager
     async def with_async_session(self, key: str | None = None) -> AsyncIterator[AsyncSession]:
-        """A new session in a unit of work of its own, committed at a clean end of the block, rolled back on an error."""
+        """A new session in a unit of work of its own: committed at a clean end of the block, rolled back on an error."""
         config = self.get_async_config(key)
         async with new_unit_of_work() as unit:
             yield unit.session(config)
@@ -217,11 +216,11 @@ class Transept:
 
 
 def _registry_of(app: Starlette) -> Registry | None:
+    gates: Any = ASGIGate
     for entry in app.user_middleware:
-        if entry.cls is ASGIGate:
-            registry = entry.kwargs["registry"]
-            assert isinstance(registry, Registry)
-            return registry
+        if entry.cls is gates:
+            registry: Any = entry.kwargs["registry"]
+            return registry if isinstance(registry, Registry) else None
     return None
 
 
@@ -245,12 +244,13 @@ def _install(app: Starlette, registry: Registry) -> None:
 async def answer_by_handlers(scope: Scope, receive: Receive, send: Send, failure: Exception) -> bool:
     """Let the app's own exception handler for this error answer, found as Starlette finds it; False if it has none."""
     by_class, by_status = scope.get("starlette.exception_handlers", ({}, {}))
-    handler = by_status.get(failure.status_code) if isinstance(failure, HTTPException) else None
-    handler = handler or _lookup_exception_handler(by_class, failure)
+    handler: Any = by_status.get(failure.status_code) if isinstance(failure, HTTPException) else None
+    if handler is None:
+        handler = next((by_class[kind] for kind in type(failure).__mro__ if kind in by_class), None)
     if handler is None:
         return False
     request = Request(scope, receive, send)
-    if is_async_callable(handler):
+    if is_async(handler):
         response = await handler(request, failure)
     else:
         response = await run_in_threadpool(handler, request, failure)

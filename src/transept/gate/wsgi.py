@@ -157,8 +157,7 @@ class _Request:
             self.warned = self.warned or report(unit, settled, status)
         self.started = True
         self.left = next((int(value) for name, value in headers if name.lower() == "content-length"), None)
-        arguments = (line, headers, exc_info) if exc_info else (line, headers)
-        self.write = self.start_response(*arguments)
+        self.write = self.start_response(line, headers, exc_info) if exc_info else self.start_response(line, headers)
 
     def before_chunk(self, data: bytes) -> bool:
         """Settle between chunks; whether a client that counts bytes has the whole body with this one."""

@@ -10,8 +10,8 @@ class Engine(Protocol):
     """What a case needs of a database server.
 
     `can` holds what the engine offers to cases: ``late`` (a COMMIT that fails), ``aborts`` (a transaction that an
-    error aborts), ``kill`` (a session ended from outside), ``wire`` (a network in between), ``slow`` (statements), ``peek`` (looking
-    while a transaction that wrote is open).
+    error aborts), ``kill`` (a session ended from outside), ``wire`` (a network in between), ``slow`` (statements),
+    ``peek`` (looking while a transaction that wrote is open).
     """
 
     name: str

@@ -77,5 +77,3 @@ class MariaDB:
         with self._look.cursor() as cursor:
             cursor.execute(statement)
             return list(cursor.fetchall())
-
-
