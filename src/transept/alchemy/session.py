@@ -192,8 +192,8 @@ def _harmless_after_the_end(method: Callable[..., Any]) -> Callable[..., Any]:
 def _note_live(given: Any, seat: Seat) -> None:
     """Follow a result that still reads from the connection: a server-side cursor, or any of blocking SQLite."""
     result = getattr(given, "_real_result", None) or given
-    source = getattr(result, "raw", None) or result
-    cursor = source.cursor if isinstance(source, CursorResult) else None
+    source: Any = getattr(result, "raw", None) or result
+    cursor = source.cursor if issubclass(type(source), CursorResult) else None
     if cursor is not None and not isinstance(cursor, LiveCursor) and _is_live(source):
         source.cursor = LiveCursor(cursor, seat)
         seat.cursors.add(source.cursor)

@@ -166,7 +166,7 @@ class Transept:
 
     @asynccontextmanager
     async def with_async_session(self, key: str | None = None) -> AsyncIterator[AsyncSession]:
-        """A new session in a unit of work of its own: committed at a clean end of the block, rolled back on an error."""
+        """A new session in a unit of work of its own, committed at a clean end of the block, else rolled back."""
         config = self.get_async_config(key)
         async with new_unit_of_work() as unit:
             yield unit.session(config)
