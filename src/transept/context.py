@@ -10,7 +10,7 @@ from typing import Any
 
 from transept._bridge import run_now
 from transept.database import Registry
-from transept.errors import OutsideScope
+from transept.errors import OutsideScope, UsageError
 from transept.hosts import LoopHost, PlainHost
 from transept.unit import Block, Host, Unit
 
@@ -124,6 +124,12 @@ class unit_of_work:  # noqa: N801 - reads as the function that it is called like
     def __enter__(self) -> Unit:
         unit = self._begin(PLAIN)
         if self._token is None:
+            awaiting = [database.key for database, handle in unit.handles() if not database.blocking]
+            if awaiting:
+                raise UsageError(
+                    f"a blocking block cannot be a part of {unit.name}, which uses async databases "
+                    f"({', '.join(map(repr, awaiting))}): use `async with unit_of_work():`."
+                )
             self._block = run_now(unit.enter_block(PLAIN.leaf))
         return unit
 

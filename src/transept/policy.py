@@ -41,7 +41,7 @@ class Policy:
     extra_rollback: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.mode not in _RANGES:
+        if not isinstance(self.mode, str) or self.mode not in _RANGES:
             raise unknown_value("commit_mode", self.mode, _RANGES)
         both = self.extra_commit & self.extra_rollback
         if both:

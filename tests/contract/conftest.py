@@ -29,7 +29,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("the contract")
     for line in plain():
         terminalreporter.write_line(line)
-    if target := config.getoption("--matrix"):
+    if target := config.getoption("--matrix", default=None):
         Path(target).write_text(markdown())
 
 

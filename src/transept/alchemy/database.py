@@ -52,9 +52,19 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._refuse_driver_autocommit()
         self._url = self._checked_url()
         self._created = False
         self._keeper: finalize[Any, Any] | None = None
+
+    def _refuse_driver_autocommit(self) -> None:
+        options = self.engine_config.engine_options()
+        levels = (options.get("isolation_level"), (options.get("execution_options") or {}).get("isolation_level"))
+        if "AUTOCOMMIT" in levels:
+            raise ImproperConfigurationError(
+                f"{type(self).__name__}: engine_config has isolation_level='AUTOCOMMIT', where each statement is kept "
+                "at once and nothing can be rolled back: leave it out; commit_mode= says which responses commit."
+            )
 
     def _checked_url(self) -> URL | None:
         """The URL of the engine to make; None where the user brings an engine or a maker."""
@@ -178,8 +188,8 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
 
     def open(self, hooks: Hooks, reads_only: bool) -> BlockingHandle:
         first_use = self._prepare if self.create_all and not self._created else None
-        seat = Seat(ThreadTurn(), hooks, reads_only, first_use)
-        return BlockingHandle(self.bind_key, self.create_session_maker()(), seat)
+        seat = Seat(self.key, ThreadTurn(), hooks, reads_only=reads_only, first_use=first_use)
+        return BlockingHandle(self.create_session_maker()(), seat)
 
     async def start(self) -> None:
         self._prepare()
@@ -247,8 +257,8 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
 
     def open(self, hooks: Hooks, reads_only: bool) -> AsyncHandle:
         first_use = self._prepare_in_greenlet if self.create_all and not self._created else None
-        seat = Seat(TaskTurn(), hooks, reads_only, first_use)
-        return AsyncHandle(self.bind_key, self.create_session_maker()(), seat)
+        seat = Seat(self.key, TaskTurn(), hooks, reads_only=reads_only, first_use=first_use)
+        return AsyncHandle(self.create_session_maker()(), seat)
 
     async def start(self) -> None:
         if self.create_all and not self._created:

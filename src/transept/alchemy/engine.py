@@ -53,7 +53,7 @@ def shared_memory(url: URL) -> URL:
 
 def make_engine(url: URL, options: dict[str, Any], create: Callable[..., E], *, blocking: bool) -> E:
     """An engine that is ours, made by `create` from the URL and the options."""
-    own_pool = any(options.get(name) is not None for name in ("poolclass", "pool", "creator", "async_creator"))
+    own_pool = any(options.get(name) is not None for name in ("poolclass", "pool"))
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite:
         options = {**options, "connect_args": {"check_same_thread": False, **(options.get("connect_args") or {})}}

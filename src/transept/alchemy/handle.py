@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import greenlet_spawn
 
 from transept.alchemy.session import Seat, guard
-from transept.alchemy.truth import in_doubt, why_gone
-from transept.errors import CommitFailed, CommitInDoubt
+from transept.alchemy.truth import in_doubt
+from transept.errors import CommitInDoubt
 
 __all__ = ["AsyncHandle", "BlockingHandle"]
 
@@ -21,8 +21,7 @@ T = TypeVar("T")
 class BlockingHandle:
     """A `Session` in a unit of work."""
 
-    def __init__(self, key: str, session: Session, seat: Seat) -> None:
-        self._key = key
+    def __init__(self, session: Session, seat: Seat) -> None:
         self._session = session
         self._seat = seat
         guard(session, seat)
@@ -62,7 +61,7 @@ class BlockingHandle:
             await self._run(self._session.commit)
         except BaseException as error:
             if any(in_doubt(dialect, error) for dialect in dialects):
-                raise CommitInDoubt(self._key) from error
+                raise CommitInDoubt(self._seat.key) from error
             raise
 
     async def rollback(self) -> None:
@@ -97,17 +96,14 @@ class BlockingHandle:
     def _check(self) -> None:
         self._seat.close_cursors()
         self._session.flush()
-        for connection in self._seat.connections:
-            reason = why_gone(connection)
-            if reason is not None:
-                raise CommitFailed(self._key, reason)
+        self._seat.check()
 
 
 class AsyncHandle(BlockingHandle):
     """An `AsyncSession` in a unit of work: the same code over the `Session` inside it."""
 
-    def __init__(self, key: str, session: AsyncSession, seat: Seat) -> None:
-        super().__init__(key, session.sync_session, seat)
+    def __init__(self, session: AsyncSession, seat: Seat) -> None:
+        super().__init__(session.sync_session, seat)
         self._async_session = session
 
     @property

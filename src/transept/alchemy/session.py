@@ -23,8 +23,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
 from transept._sqlite import MAY_WRITE
-from transept.alchemy.truth import began, watch
-from transept.errors import BlockingCallWarning
+from transept.alchemy.truth import began, watch, why_gone
+from transept.errors import BlockingCallWarning, CommitFailed
 from transept.turn import TaskTurn, ThreadTurn, on_loop
 from transept.unit import Hooks
 
@@ -60,11 +60,29 @@ _warned: set[tuple[str, int]] = set()
 class Seat:
     """What Transept knows about one session: its turn, its transaction's connections, what is being read."""
 
-    __slots__ = ("app_ended", "connections", "cursors", "first_use", "hooks", "marks", "may_write", "turn", "wrote")
+    __slots__ = (
+        "app_ended",
+        "connections",
+        "cursors",
+        "first_use",
+        "hooks",
+        "key",
+        "marks",
+        "may_write",
+        "turn",
+        "wrote",
+    )
 
     def __init__(
-        self, turn: TaskTurn | ThreadTurn, hooks: Hooks, reads_only: bool, first_use: Callable[[], None] | None = None
+        self,
+        key: str,
+        turn: TaskTurn | ThreadTurn,
+        hooks: Hooks,
+        *,
+        reads_only: bool,
+        first_use: Callable[[], None] | None = None,
     ) -> None:
+        self.key = key
         self.turn = turn
         self.hooks = hooks
         self.may_write = not reads_only
@@ -89,6 +107,13 @@ class Seat:
         if self.first_use is not None:
             self._use_for_the_first_time()
 
+    def check(self) -> None:
+        """Raise if a COMMIT would not keep the transaction."""
+        for connection in self.connections:
+            reason = why_gone(connection)
+            if reason is not None:
+                raise CommitFailed(self.key, reason)
+
     def close_cursors(self) -> None:
         """What is still being read ends with its transaction."""
         for cursor in list(self.cursors):
@@ -96,13 +121,13 @@ class Seat:
         self.cursors.clear()
 
     def _use_for_the_first_time(self) -> None:
-        first_use, self.first_use = self.first_use, None
         try:
-            if first_use is not None:
-                first_use()
+            if self.first_use is not None:
+                self.first_use()
         except BaseException:
             self.turn.leave()
             raise
+        self.first_use = None
 
 
 class LiveCursor:
@@ -143,6 +168,7 @@ def guarded_class(plain: Any) -> Any:
         methods[name] = _harmless_after_the_end(methods.get(name) or _taking_turn(getattr(plain, name), name))
     made: type[Session] = type(plain.__name__, (plain,), {**methods, "__module__": plain.__module__})
     event.listen(made, "after_begin", _after_begin)
+    event.listen(made, "before_commit", _before_commit)
     event.listen(made, "after_flush", _after_flush)
     event.listen(made, "after_commit", _after_commit)
     event.listen(made, "after_rollback", _after_rollback)
@@ -216,6 +242,12 @@ def _after_begin(session: Any, transaction: SessionTransaction, connection: Conn
         seat.connections[connection] = None
         watch(connection.engine)
         began(connection)
+
+
+def _before_commit(session: Any) -> None:
+    """The app's own commits, too, fail when their transaction is gone. Also told of savepoints."""
+    if not session.in_nested_transaction():
+        session.transept_seat.check()
 
 
 def _after_flush(session: Any, context: Any) -> None:

@@ -15,7 +15,7 @@ One pure ASGI object a request; nothing is made for a request that asks for no s
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from enum import Enum
 from typing import Any
 
@@ -52,7 +52,7 @@ class ASGIGate:
 
     Args:
         app: the ASGI app.
-        registry: the databases whose sessions requests may ask for.
+        registry: the databases whose sessions requests may ask for; a `Registry`, one database or several.
         answer: called with an error that kept a response from starting, when nobody below has answered; sends a
             response and returns True, or returns False. A framework's own exception handlers are called here.
         on_failed_start: called with the ASGI scope when a start was not passed on, for frameworks that keep note.
@@ -63,13 +63,13 @@ class ASGIGate:
     def __init__(
         self,
         app: ASGIApp,
-        registry: Registry,
+        registry: Registry | Database | Iterable[Database],
         *,
         answer: Answer | None = None,
         on_failed_start: Callable[[Scope], None] | None = None,
     ) -> None:
         self.app = app
-        self.registry = registry
+        self.registry = Registry.of(registry)
         self.answer = answer
         self.on_failed_start = on_failed_start
 

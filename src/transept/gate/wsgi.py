@@ -60,6 +60,9 @@ class WSGIGate:
                 )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        outer: UnitScope | None = environ.get(ENVIRON_KEY)
+        if outer is not None and not outer.closed:
+            return self.app(environ, start_response)
         return _Request(self, environ, start_response).run()
 
     def get_session(self, environ: WSGIEnvironment, key: str | None = None) -> Any:
