@@ -64,7 +64,7 @@ def configuration(cls: type[C]) -> type[C]:
                 raise unknown_option(type(self).__name__, option, known)
         init(self, **options)
 
-    made.__init__ = __init__  # type: ignore[method-assign]
+    setattr(made, "__init__", __init__)  # noqa: B010 - an assignment would be refused by one type checker of two
     return made
 
 
