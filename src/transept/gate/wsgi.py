@@ -104,26 +104,30 @@ class _Request:
         return f"{after}{self.environ.get('REQUEST_METHOD', '')} {self.environ.get('PATH_INFO', '')}"
 
     def run(self) -> Iterable[bytes]:
+        body = self.ask(self.gate.app)
+        try:
+            return self.begun(body)
+        except Exception as failure:
+            return self.answer_failure(failure)
+
+    def ask(self, app: WSGIApplication) -> Iterable[bytes]:
         try:
             with self.inside():
-                body = self.gate.app(self.environ, self.start)
+                return app(self.environ, self.start)
         except BaseException as error:
             self.close_unit(error)
             self.units.closed = True
             raise
-        return self.respond(body)
 
-    def respond(self, body: Iterable[bytes]) -> Iterable[bytes]:
-        """The body, once its start has been settled; or the answer to what kept it from starting."""
-        response = _Body(self, body)
+    def begun(self, chunks: Iterable[bytes]) -> Iterable[bytes]:
+        """The body, once its start has been settled and passed on."""
+        body = _Body(self, chunks)
         try:
-            response.begin()
-        except Exception as failure:
-            return self.answer_failure(failure, response)
-        except BaseException:
-            response.abandon()
+            body.begin()
+        except BaseException as error:
+            body.abandon(error)
             raise
-        return response
+        return body
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -197,25 +201,13 @@ class _Request:
                     raise
                 error.add_note(f"transept: while closing {unit.name}: {failure!r}")
 
-    def answer_failure(self, failure: Exception, refused: _Body) -> Iterable[bytes]:
+    def answer_failure(self, failure: Exception) -> Iterable[bytes]:
         """The app's own error handler answers; or, where the outcome is in doubt, we; else the server's 500."""
-        try:
-            refused.abandon()
-        except Exception as second:
-            failure.add_note(f"transept: while closing the refused body: {second!r}")
         self.said = None
-        self.units.closed = False
         answering = self.gate.answer(self.environ, failure) if self.gate.answer is not None else None
         if answering is not None:
-            with self.inside():
-                answer = _Body(self, answering(self.environ, self.start))
-            try:
-                answer.begin()
-            except BaseException:
-                answer.abandon()
-                raise
-            return answer
-        self.units.closed = True
+            self.units.closed = False
+            return self.begun(self.ask(answering))
         if not isinstance(failure, CommitInDoubt):
             raise failure
         logger.error("%s: %s", self.describe(), failure, exc_info=failure)
@@ -272,13 +264,14 @@ class _Body:
         finally:
             request.units.closed = True
 
-    def abandon(self) -> None:
+    def abandon(self, error: BaseException) -> None:
         """The response never started: close the app's body, and roll back what it does there."""
         try:
             self._close_chunks()
-        finally:
-            self._request.close_unit(None)
-            self._request.units.closed = True
+        except Exception as second:
+            error.add_note(f"transept: while closing the refused body: {second!r}")
+        self._request.close_unit(error)
+        self._request.units.closed = True
 
     def _next(self) -> bytes | None:
         """The app's next chunk; at the end, None, after the last settling."""
