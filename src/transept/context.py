@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -48,11 +49,17 @@ class UnitScope:
                     f"{self.describe()} is over, and this code outlived it. Give work that outlives a request a unit "
                     "of its own: `async with unit_of_work():` (or `with`) where the work is done."
                 )
-            unit = self.unit = Unit(self.host, self.describe(), self.registry, reads_only=self.reads_only)
+            with _opening:
+                unit = self.unit
+                if unit is None:
+                    unit = Unit(self.host, self.describe(), self.registry, reads_only=self.reads_only)
+                    self.unit = unit
         return unit
 
 
 CURRENT: ContextVar[UnitScope | None] = ContextVar("transept_current", default=None)
+
+_opening = threading.Lock()  # threads of one request may ask at the same time; nobody holds it for long
 
 LOOP = LoopHost()
 PLAIN = PlainHost()
