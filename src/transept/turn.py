@@ -4,17 +4,24 @@ Rule 1: whoever finds the session free, or has it already, gets the turn.
 Rule 2: whoever finds another user in it gets `ConcurrentUseError`, before the driver is reached.
 Rule 3: while the gate settles, the app's statements wait instead, and the gate waits for a statement under way.
 Rule 4: once the session has ended, every use is `OutsideScope`.
+Rule 5: a blocking session on an event loop's thread works, and warns once for each call site.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+import warnings
 from typing import Any
 
-from transept.errors import ConcurrentUseError, OutsideScope
+from transept.errors import BlockingCallWarning, ConcurrentUseError, OutsideScope
 
-__all__ = ["TaskTurn", "ThreadTurn"]
+__all__ = ["TaskTurn", "ThreadTurn", "on_loop"]
+
+PACKAGES = ("transept.", "sqlalchemy.")
+
+_warned: set[tuple[str, int]] = set()
 
 ENDED = (
     "this session belongs to {}, which is over, so nothing done with it could be kept. Ask for a session where it is "
@@ -103,6 +110,8 @@ class ThreadTurn:
         """Take the turn, waiting while the gate settles, but never on an event loop's thread."""
         if self.ended is not None:
             raise OutsideScope(ENDED.format(self.ended))
+        if on_loop():
+            _warn_of_blocking()
         me = threading.get_ident()
         with self._changed:
             while self._user is not None and self._user != me:
@@ -150,6 +159,22 @@ class ThreadTurn:
 def on_loop() -> bool:
     """Whether this thread is running an event loop right now."""
     return asyncio._get_running_loop() is not None
+
+
+def _warn_of_blocking() -> None:
+    """Names the line of the app's own code that made the call."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(PACKAGES):
+        frame = frame.f_back
+    site = (frame.f_code.co_filename, frame.f_lineno)
+    if site not in _warned:
+        _warned.add(site)
+        warnings.warn_explicit(
+            "a blocking session was called on the event loop's thread: nothing else runs until it returns. "
+            "Make the endpoint a plain `def`, or use an async database.",
+            BlockingCallWarning,
+            *site,
+        )
 
 
 def _task_name(task: asyncio.Task[Any] | None) -> str:

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-import sqlalchemy
 from sqlalchemy import TextClause, event
 from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.orm import Session, SessionTransaction
@@ -24,8 +20,8 @@ from sqlalchemy.util import await_only
 
 from transept._sqlite import MAY_WRITE
 from transept.alchemy.truth import began, watch, why_gone
-from transept.errors import BlockingCallWarning, CommitFailed
-from transept.turn import TaskTurn, ThreadTurn, on_loop
+from transept.errors import CommitFailed
+from transept.turn import TaskTurn, ThreadTurn
 from transept.unit import Hooks
 
 __all__ = ["Seat", "guard"]
@@ -52,9 +48,6 @@ GUARDED = [
 HARMLESS_AFTER_THE_END = ("close", "reset", "invalidate", "rollback")
 
 READS = re.compile(r"\s*(select|show|values|explain|pragma|table|set|savepoint|release|rollback)\b", re.IGNORECASE)
-
-_OURS = (str(Path(__file__).parents[1]), str(Path(sqlalchemy.__file__).parent))
-_warned: set[tuple[str, int]] = set()
 
 
 class Seat:
@@ -100,8 +93,6 @@ class Seat:
             while (settled := turn.take()) is not None:
                 await_only(settled)
         else:
-            if on_loop():
-                _warn_of_blocking()
             turn.take()
         MAY_WRITE.set(self.may_write)
         if self.first_use is not None:
@@ -285,19 +276,3 @@ def _after_soft_rollback(session: Any, previous: SessionTransaction) -> None:
     mark = seat.marks.pop(previous, None)
     if mark is not None:
         seat.hooks.drop_since(mark)
-
-
-def _warn_of_blocking() -> None:
-    """Once for each call site."""
-    frame = sys._getframe(3)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
-        frame = frame.f_back
-    site = (frame.f_code.co_filename, frame.f_lineno)
-    if site not in _warned:
-        _warned.add(site)
-        warnings.warn_explicit(
-            "a blocking session was called on the event loop's thread: nothing else runs until it returns. "
-            "Make the endpoint a plain `def`, or use an async database.",
-            BlockingCallWarning,
-            *site,
-        )
