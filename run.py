@@ -142,10 +142,15 @@ def call(*command: str, quiet: bool = False, **variables: str) -> int:
     inherited = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONHOME")}
     output = subprocess.DEVNULL if quiet else None
     try:
-        return subprocess.run(command, cwd=ROOT, env=inherited | variables, stdout=output, check=False).returncode
+        process = subprocess.Popen(command, cwd=ROOT, env=inherited | variables, stdout=output)
     except FileNotFoundError:
         print(f"run.py: {command[0]} was not found", file=sys.stderr)
         return 127
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # the program has been interrupted as well, and cleans up
 
 
 def say(text: str) -> None:

@@ -58,7 +58,7 @@ class BlockingHandle:
     async def commit(self) -> None:
         dialects = {connection.dialect.name for connection in self._seat.connections}
         try:
-            await self._run(self._session.commit)
+            await self._run(self._commit)
         except BaseException as error:
             if any(in_doubt(dialect, error) for dialect in dialects):
                 raise CommitInDoubt(self._seat.key) from error
@@ -88,6 +88,15 @@ class BlockingHandle:
         if self._seat.turn.settling:
             self._seat.turn.adopt()
         return work()
+
+    def _commit(self) -> None:
+        """Objects keep what they have read: a body that streams them, a hook or a background task may still need it."""
+        session = self._session
+        expires, session.expire_on_commit = session.expire_on_commit, False
+        try:
+            session.commit()
+        finally:
+            session.expire_on_commit = expires
 
     def _rollback(self) -> None:
         self._seat.close_cursors()
