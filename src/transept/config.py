@@ -30,8 +30,10 @@ __all__ = [
     "EmptyType",
     "EngineConfig",
     "SyncSessionConfig",
+    "checked",
     "configuration",
     "given",
+    "options_checked",
 ]
 
 C = TypeVar("C")
@@ -170,11 +172,34 @@ class DatabaseSettings:
         self.bind_key = "default" if self.bind_key is None else text_setting(owner, "bind_key", self.bind_key)
         default_key = "db_session" if self.bind_key == "default" else f"{self.bind_key}_session"
         self.session_key = text_setting(owner, "session_key", self.session_key or default_key)
+        checked("keep_transaction_for_body", self.keep_transaction_for_body, bool, owner)
         self.policy = Policy.of(self.commit_mode, self.extra_commit_statuses, self.extra_rollback_statuses)
 
     @property
     def key(self) -> str:
         return self.bind_key
+
+
+def checked(setting: str, value: object, kind: type, owner: str, *, optional: bool = False) -> None:
+    """Refuse a value of another type.
+
+    Raises:
+        ImproperConfigurationError: it is one.
+    """
+    if not isinstance(value, kind) and not (optional and value is None):
+        raise ImproperConfigurationError(f"{owner}: {setting}={value!r}: a {kind.__name__} is needed.")
+
+
+def options_checked(owner: str, setting: str, options: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse an option that a driver does not know, with the nearest that it does.
+
+    Raises:
+        ImproperConfigurationError: there is one.
+    """
+    checked(setting, options, Mapping, owner)
+    for option in options:
+        if option not in known:
+            raise unknown_option(f"{owner}: {setting}", option, known)
 
 
 def text_setting(owner: str, setting: str, value: object) -> str:

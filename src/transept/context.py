@@ -175,11 +175,13 @@ class unit_of_work:  # noqa: N801 - reads as the function that it is called like
         return self._unit
 
     async def _finish(self, unit: Unit, error: BaseException | None) -> None:
+        if error is None:
+            await unit.finish(lambda database: True)
+            return
         try:
-            if error is None:
-                await unit.settle(lambda database: True)
-        finally:
             await unit.close()
+        except Exception as failure:
+            error.add_note(f"transept: while closing {unit.name}: {failure!r}")
 
     def _reset(self) -> None:
         token, self._token = self._token, None

@@ -29,7 +29,7 @@ class Handle(Protocol):
         ...
 
     def in_transaction(self) -> bool:
-        """Whether there is something to settle, as far as the session knows. No I/O."""
+        """Whether a transaction is open, or a statement under way may open one. No I/O."""
         ...
 
     def reading(self) -> bool:
@@ -72,8 +72,12 @@ class Handle(Protocol):
         """Drop a connection in doubt instead of giving it back, and forget the transaction."""
         ...
 
+    def forget(self) -> None:
+        """Let go of what the session has read. Nothing is open; no I/O."""
+        ...
+
     def end(self, owner: str) -> None:
-        """The unit is over: every later use of the session is `OutsideScope`. Not in a transaction; no I/O."""
+        """The unit is over: every use of the session that begins after this is `OutsideScope`. No I/O."""
         ...
 
 

@@ -43,9 +43,9 @@ class TaskTurn:
 
     def take(self) -> asyncio.Future[None] | None:
         """Take the turn. A future that comes back means: the gate settles; await it, then try again."""
-        if self.ended is not None:
-            raise OutsideScope(ENDED.format(self.ended))
         me = asyncio.current_task()
+        if self.over():
+            raise OutsideScope(ENDED.format(self.ended))
         if self._user is None or self._user is me:
             self._user = me
             self.depth += 1
@@ -78,6 +78,10 @@ class TaskTurn:
         """Settling goes on in the task that calls this."""
         self._user = asyncio.current_task()
 
+    def over(self) -> bool:
+        """Whether the session has ended for the task that calls this; not for the one that settles it."""
+        return self.ended is not None and self._user is not asyncio.current_task()
+
     def release(self) -> None:
         self.settling = False
         self.leave()
@@ -108,18 +112,25 @@ class ThreadTurn:
 
     def take(self) -> None:
         """Take the turn, waiting while the gate settles, but never on an event loop's thread."""
-        if self.ended is not None:
-            raise OutsideScope(ENDED.format(self.ended))
-        if on_loop():
-            _warn_of_blocking()
         me = threading.get_ident()
         with self._changed:
-            while self._user is not None and self._user != me:
+            while self._user is not None and self._user != me and self.ended is None:
                 if not self.settling or on_loop():
                     raise ConcurrentUseError(_thread_name(me), _thread_name(self._user))
                 self._changed.wait()
+            if self.over():
+                raise OutsideScope(ENDED.format(self.ended))
             self._user = me
             self.depth += 1
+        if self.depth == 1 and on_loop():
+            self._warn()
+
+    def _warn(self) -> None:
+        try:
+            _warn_of_blocking()
+        except BaseException:
+            self.leave()
+            raise
 
     def leave(self) -> None:
         with self._changed:
@@ -151,6 +162,10 @@ class ThreadTurn:
         """Settling goes on in the thread that calls this."""
         self._user = threading.get_ident()
 
+    def over(self) -> bool:
+        """Whether the session has ended for the thread that calls this; not for the one that settles it."""
+        return self.ended is not None and self._user != threading.get_ident()
+
     def release(self) -> None:
         self.settling = False
         self.leave()
@@ -163,7 +178,7 @@ def on_loop() -> bool:
 
 def _warn_of_blocking() -> None:
     """Names the line of the app's own code that made the call."""
-    frame = sys._getframe(2)
+    frame = sys._getframe(3)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(PACKAGES):
         frame = frame.f_back
     site = (frame.f_code.co_filename, frame.f_lineno)

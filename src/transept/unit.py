@@ -167,11 +167,12 @@ class Unit:
     def handles(self) -> list[Part]:
         return list(self._handles.items())
 
-    async def settle(self, keeps: Keeps, spare: Spare = _none) -> Settled:
+    async def settle(self, keeps: Keeps, spare: Spare = _none, *, last: bool = False) -> Settled:
         """End the open transactions, each as `keeps(database)` says, then run the hooks.
 
         ``keeps(None)`` decides for a unit that used no database. Those that `spare` names stay as they are, and then
-        the hooks wait. A cancellation meanwhile is raised when all is done.
+        the hooks wait. With `last`, no statement comes in between this and the end of the unit. A cancellation
+        meanwhile is raised when all is done.
 
         Raises:
             Exception: the error of the database that could not be kept; all others are rolled back.
@@ -185,18 +186,32 @@ class Unit:
                 if not part[1].hold_now():
                     await self._host.leaf(part[0].blocking, part[1].hold())
                 held.append(part)
-            parts = [part for part in held if not spare(*part)]
+            parts = [part for part in held if part[1].in_transaction() and not spare(*part)]
         except BaseException:
             _release(held)
             raise
-        return await self._host.shielded(self._settle(held, parts, keeps))
+        return await self._host.shielded(self._settle(held, parts, keeps, last=last))
+
+    async def finish(self, keeps: Keeps) -> Settled:
+        """The last settling, and the end of every session."""
+        try:
+            return await self.settle(keeps, last=True)
+        finally:
+            await self.close()
 
     async def close(self) -> None:
-        """Roll back what is open and end every session."""
+        """End every session, and roll back what is open."""
+        self._end()
         try:
             await self.settle(_never)
         finally:
-            self.end()
+            for handle in self._handles.values():
+                handle.forget()
+
+    def _end(self) -> None:
+        self._ended = True
+        for handle in self._handles.values():
+            handle.end(self.name)
 
     def renew(self) -> None:
         """The next message of a WebSocket begins: a new unit of work over the same sessions."""
@@ -260,15 +275,18 @@ class Unit:
     def _busy_parts(self) -> list[Part]:
         return [part for part in self._handles.items() if part[1].in_transaction()]
 
-    async def _settle(self, held: list[Part], parts: list[Part], keeps: Keeps) -> Settled:
+    async def _settle(self, held: list[Part], parts: list[Part], keeps: Keeps, *, last: bool) -> Settled:
+        spared = any(part not in parts and part[1].in_transaction() for part in held)
         try:
             settled = await self._end_transactions(parts, keeps)
         except BaseException:
             _release(held)
             await self._run_hooks(False)
             raise
+        if last and not self.hooks:
+            self._end()
         _release(held)
-        if len(parts) == len(held) and await self._run_hooks(settled.kept):
+        if not spared and await self._run_hooks(settled.kept):
             await self._settle_work_of_hooks(keeps)
         return settled
 

@@ -7,22 +7,33 @@ cell that lacks it the case does not apply, which the matrix shows.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
+import time
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+
+import pytest
+from sqlalchemy import Column, Integer, MetaData, Table
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from contract.frameworks import Answer
 from contract.world import Context, World
 from transept import (
+    BlockingCallWarning,
     CommitFailed,
     CommitInDoubt,
     ConcurrentUseError,
+    ImproperConfigurationError,
     OpenCursorError,
     OutsideScope,
     PartlyCommitted,
+    PoolBusyOnLoop,
     after_commit,
     after_rollback,
     doom,
@@ -132,6 +143,21 @@ async def hooks_run_after_the_commit_and_before_the_answer(world: World) -> None
 
 
 @case("L1")
+async def what_a_hook_writes_is_kept_before_the_answer(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        async def hook() -> None:
+            await world.pause(0.1)
+            await ctx.insert(2)
+
+        await ctx.insert(1)
+        after_commit((lambda: run_now(ctx.insert(2))) if world.family.blocking else hook)
+        return Answer(201)
+
+    told = await world.request(handler)
+    assert (told.status, told.held_at_start()) == (201, [1, 2])
+
+
+@case("L1")
 async def the_next_request_is_not_harmed_by_a_failed_commit(world: World) -> None:
     async def failing(ctx: Context) -> Answer:
         await ctx.insert(1)
@@ -178,14 +204,51 @@ async def a_swallowed_error_that_the_engine_shrugs_off_is_no_failure(world: Worl
 
 @case("L2", "nested")
 async def an_error_undone_by_its_savepoint_is_no_failure(world: World) -> None:
+    ran: list[int] = []
+
     async def handler(ctx: Context) -> Answer:
         await ctx.insert(1)
-        await world.family.failing_in_savepoint(ctx.session())
+        after_commit(lambda: ran.append(1))
+        await world.family.failing_in_savepoint(ctx.session(), lambda: after_commit(lambda: ran.append(2)))
         await ctx.insert(2)
         return Answer(201)
 
     assert (await world.request(handler)).status == 201
-    assert world.held() == [1, 2]
+    assert (world.held(), ran) == ([1, 2], [1])
+
+
+@case("L2", "nested", "wire")
+async def an_error_undone_by_its_savepoint_costs_no_extra_round_trip(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await world.family.failing_in_savepoint(ctx.session())
+        proxy.on(b"", "count")
+        return Answer(201)
+
+    with world.proxy() as proxy:
+        world.through(proxy)
+        assert (await world.request(handler)).status == 201
+        assert 1 <= proxy.hits <= 2, "a COMMIT, and what resets the connection in the pool"
+    assert world.held() == [1]
+
+
+@case("L2", "ends")
+async def a_transaction_that_an_error_ended_cannot_be_committed(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        with suppress(world.family.statement_error):
+            await ctx.end_transaction()
+        await ctx.insert(2)
+        if commits:
+            await world.family.commit(ctx.session())
+        return Answer(201)
+
+    for commits in (False, True):
+        told = await world.request(handler)
+        assert (told.status, world.held()) == (500, [])
+        assert isinstance(told.error, CommitFailed)
+        assert (await world.request(handler, handlers={CommitFailed: 409})).status == 409
+    assert world.held() == []
 
 
 @case("L2")
@@ -241,7 +304,7 @@ async def other_statuses_keep_nothing(world: World) -> None:
         await ctx.insert(status)
         return Answer(status)
 
-    for status in (302, 404, 409, 500):
+    for status in (300, 302, 404, 409, 500):
         assert (await world.request(handler)).status == status
         assert world.held() == []
 
@@ -254,9 +317,9 @@ async def a_redirect_keeps_in_its_mode(world: World) -> None:
         await ctx.insert(status)
         return Answer(status)
 
-    for status in (303, 307, 404):
+    for status in (200, 300, 303, 307, 308, 400, 404):
         assert (await world.request(handler)).status == status
-    assert world.held() == [303]
+    assert world.held() == [200, 300, 303, 308]
 
 
 @case("L3")
@@ -381,6 +444,52 @@ async def a_request_cancelled_in_its_handler_keeps_nothing(world: World) -> None
     assert isinstance(told.error, asyncio.CancelledError)
 
 
+@case("L3", "cancel", "slow", "awaiting")
+async def a_request_cancelled_while_a_statement_runs_keeps_nothing(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        asyncio.get_running_loop().call_later(0.1, ctx.control.task.cancel)
+        await ctx.run(world.engine.slow())
+        return Answer(201)
+
+    async def good(ctx: Context) -> Answer:
+        await ctx.insert(2)
+        return Answer(201)
+
+    told = await world.request(handler)
+    assert (told.status, world.held()) == (None, [])
+    assert isinstance(told.error, asyncio.CancelledError)
+    await world.pause(0.6)  # some servers notice only after the statement
+    assert world.engine.open_transactions() == 0
+    assert (await world.request(good)).status == 201
+    assert world.held() == [2]
+
+
+@case("L3", "cancel", "slow", "blocking")
+async def a_thread_that_outlives_its_cancelled_request_keeps_nothing(world: World) -> None:
+    done = threading.Event()
+    caught: list[BaseException] = []
+
+    async def handler(ctx: Context) -> Answer:
+        session = ctx.session()
+        await ctx.insert(1)
+        threading.Timer(0.1, loop.call_soon_threadsafe, (ctx.control.task.cancel,)).start()
+        await ctx.run(world.engine.slow())
+        time.sleep(0.1)  # noqa: ASYNC251 - it runs in a thread
+        try:
+            await world.family.run(session, "INSERT INTO held VALUES (2)")
+        except OutsideScope as error:
+            caught.append(error)
+        finally:
+            done.set()
+        return Answer(201)
+
+    loop = asyncio.get_running_loop()
+    told = await world.request(handler)
+    assert await asyncio.to_thread(done.wait, 5)
+    assert (told.status, world.held(), len(caught)) == (None, [], 1)
+
+
 @case("L3", "cancel", "wire")
 async def a_request_cancelled_while_commit_runs_is_kept_and_not_acknowledged(world: World) -> None:
     async def handler(ctx: Context) -> Answer:
@@ -405,12 +514,13 @@ async def a_request_cancelled_while_commit_runs_is_kept_and_not_acknowledged(wor
 async def a_client_that_left_before_the_start_leaves_nothing_if_the_app_was_told(world: World) -> None:
     async def handler(ctx: Context) -> Answer:
         await ctx.insert(1)
+        await ctx.connection.body()
         ctx.control.gone.set()
         assert await ctx.connection.is_disconnected()
         return Answer(201)
 
     with warnings_logged() as logged:
-        await world.request(handler)
+        assert (await world.request(handler)).status == 201
     assert (world.held(), logged) == ([], [])
 
 
@@ -421,8 +531,32 @@ async def a_client_that_left_unnoticed_has_its_work_kept(world: World) -> None:
         ctx.control.gone.set()
         return Answer(201)
 
-    await world.request(handler)
+    assert (await world.request(handler)).status == 201
     assert world.held() == [1]
+
+
+@case("L3", "disconnect")
+async def a_client_that_leaves_half_way_has_what_was_settled_kept(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        async def stream() -> AsyncIterator[bytes]:
+            await ctx.insert(1)
+            await world.family.commit(ctx.session())
+            await ctx.insert(2)
+            yield b"abc"
+            await ctx.insert(3)
+            yield b"def"
+
+        return Answer(200, stream=stream)
+
+    world.database()
+    told = await world.request(handler, leaves_after=3)
+    assert (told.body, told.complete, world.held()) == (b"abc", False, [1, 2])
+    await world.stop()
+    world.databases.clear()
+    world.engine.reset()
+    world.database(commit_mode="manual")
+    told = await world.request(handler, leaves_after=3)
+    assert (told.body, told.complete, world.held()) == (b"abc", False, [1])
 
 
 # L4: the connection belongs to the transaction
@@ -441,7 +575,7 @@ async def a_request_that_asks_for_no_statement_takes_no_connection(world: World)
     assert (await world.request(handler)).status == 200
 
 
-@case("L4", "async", "awaiting", "nested")
+@case("L4", "async", "awaiting")
 async def an_exhausted_pool_does_not_stop_requests_without_a_database(world: World) -> None:
     world.database()
     release = asyncio.Event()
@@ -574,6 +708,26 @@ async def a_body_whose_last_commit_fails_is_never_complete(world: World) -> None
             assert world.held() == [1]
             world.engine.reset()
             await world.stop()
+
+
+@case("L1", "messages")
+async def whatever_completes_a_response_waits_for_the_last_commit(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        async def messages() -> AsyncIterator[dict[str, Any]]:
+            trailers = last == "trailers"
+            yield {"type": "http.response.start", "status": 200, "headers": [], "trailers": trailers}
+            if trailers:
+                yield {"type": "http.response.body", "body": b"abc", "more_body": False}
+            await off_the_loop(world, ctx.insert(1))
+            yield {"type": f"http.response.{last}"}
+            await off_the_loop(world, ctx.insert(2))
+
+        return Answer(200, messages=messages)
+
+    for last in ("pathsend", "zerocopysend", "trailers"):
+        told = await world.request(handler)
+        assert (told.error, told.seen[-1], world.held()) == (None, (last, [1]), [1, 2])
+        world.engine.reset()
 
 
 @case("L3")
@@ -739,7 +893,142 @@ async def two_threads_in_one_session_at_once_is_an_error_in_the_second(world: Wo
     assert world.held() == [1]
 
 
+@case("L5", "wire", "async", "awaiting")
+async def a_statement_waits_while_the_gate_settles(world: World) -> None:
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def handler(ctx: Context) -> Answer:
+        session = ctx.session()
+        await ctx.insert(1)
+        proxy.on(b"COMMIT", "hold")
+        threading.Timer(0.4, lambda: (proxy.clear(), proxy.release())).start()
+
+        async def other() -> None:
+            await asyncio.sleep(0.1)
+            assert proxy.hits == 1
+            await world.family.run(session, "INSERT INTO held VALUES (2)")
+
+        tasks.append(asyncio.create_task(other()))
+        return Answer(201)
+
+    with world.proxy() as proxy:
+        world.through(proxy)
+        told = await world.request(handler)
+        assert (told.status, told.held_at_start()) == (201, [1])
+        (late,) = await asyncio.gather(*tasks, return_exceptions=True)
+        assert late is None or isinstance(late, OutsideScope)
+        assert world.held() == ([1, 2] if late is None else [1])
+
+
+@case("L5", "wire", "async")
+async def a_statement_that_waits_for_the_last_settling_comes_too_late(world: World) -> None:
+    late: list[asyncio.Task[Any]] = []
+
+    async def handler(ctx: Context) -> Answer:
+        session = ctx.session()
+        await ctx.insert(1)
+        proxy.on(b"ROLLBACK", "hold")
+        threading.Timer(0.4, lambda: (proxy.clear(), proxy.release())).start()
+
+        async def statement() -> None:
+            while not proxy.hits:
+                await world.pause(0.01)
+            await world.family.run(session, "INSERT INTO held VALUES (2)")
+
+        async def other() -> None:
+            await off_the_loop(world, statement())
+
+        loop.call_soon_threadsafe(lambda: late.append(loop.create_task(other())))
+        raise Boom
+
+    loop = asyncio.get_running_loop()
+    with world.proxy() as proxy:
+        world.through(proxy)
+        assert (await world.request(handler)).status == 500
+        (error,) = await asyncio.gather(*late, return_exceptions=True)
+        assert isinstance(error, OutsideScope)
+    assert world.held() == []
+
+
+# L6: Transept never blocks the loop
+
+
+@case("L6", "async", "blocking", "wire")
+async def settling_a_blocking_session_leaves_the_loop_free(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        proxy.on(word, "hold")
+        threading.Timer(0.5, lambda: (proxy.clear(), proxy.release())).start()
+        return Answer(status)
+
+    with world.proxy() as proxy:
+        world.through(proxy)
+        for status, word in ((201, b"COMMIT"), (409, b"ROLLBACK")):
+            async with beating() as longest:
+                assert (await world.request(handler)).status == status
+            assert proxy.hits
+            assert longest() < 0.3
+            proxy.hits = 0
+
+
+@case("L6", "async", "blocking")
+async def a_blocking_session_in_a_coroutine_works_and_warns_once(world: World) -> None:
+    call = "session.connection()" if "nested" in world.can else "session.execute('SELECT 1')"
+    site = compile(call, f"site {next(numbers)}", "eval")
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        for _ in range(2):
+            eval(site, {"session": ctx.session()})
+        return Answer(201)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert (await world.request(handler, on_the_loop=True)).status == 201
+    assert world.held() == [1]
+    assert [one.category for one in caught if one.filename == site.co_filename] == [BlockingCallWarning]
+
+
+@case("L6", "async", "blocking", "nested")
+async def a_blocking_session_never_waits_for_the_pool_on_the_loop(world: World) -> None:
+    database = world.database()
+    release = threading.Event()
+
+    async def reader(ctx: Context) -> Answer:
+        await ctx.value("SELECT 1")
+        release.wait(5)
+        return Answer(200)
+
+    holders = [asyncio.ensure_future(world.request(reader, method="GET")) for _ in range(5)]
+    while world.family.checked_out(database) < 5:
+        await asyncio.sleep(0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BlockingCallWarning)
+        async with beating() as longest:
+            told = await world.request(reader, method="GET", on_the_loop=True)
+    release.set()
+    assert isinstance(told.error, PoolBusyOnLoop)
+    assert longest() < 0.3
+    assert {(await one).status for one in holders} == {200}
+
+
 # L7: several databases end together
+
+
+@case("L7", "aborts", "nested")
+async def what_a_flush_refuses_is_known_before_the_first_commit(world: World) -> None:
+    world.database()
+    world.database(bind_key="second")
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await ctx.run("INSERT INTO parent VALUES (7)", "second")
+        ctx.session("second").add(Parent(id=7))
+        return Answer(201)
+
+    told = await world.request(handler)
+    assert (told.status, world.held()) == (500, [])
+    assert isinstance(told.error, world.family.late_error)
 
 
 @case("L7")
@@ -781,10 +1070,12 @@ async def all_are_checked_before_the_first_commits(world: World) -> None:
 async def a_later_commit_that_fails_says_what_was_kept(world: World) -> None:
     world.database()
     world.database(bind_key="second")
+    world.database(bind_key="third")
 
     async def handler(ctx: Context) -> Answer:
         await ctx.insert(1)
         await ctx.insert(2, "second")
+        await ctx.insert(3, "third")
         await ctx.violate("second")
         return Answer(201)
 
@@ -792,6 +1083,7 @@ async def a_later_commit_that_fails_says_what_was_kept(world: World) -> None:
     assert (told.status, world.held()) == (500, [1])
     assert isinstance(told.error, PartlyCommitted)
     assert (told.error.committed, told.error.failed) == (("default",), "second")
+    assert told.error.rolled_back == ("third",)
 
 
 @case("L7", "aborts")
@@ -832,7 +1124,65 @@ async def a_failing_hook_is_logged_and_changes_nothing(world: World) -> None:
     assert any("a hook failed" in line for line in logged)
 
 
+@case("L8", "kill")
+async def a_cleanup_that_fails_hides_no_error_and_stops_no_other(world: World) -> None:
+    world.database()
+    world.database(bind_key="second")
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        await ctx.insert(2, "second")
+        await ctx.kill()
+        raise Boom
+
+    told = await world.request(handler)
+    assert (told.status, world.held()) == (500, [])
+    assert isinstance(told.error, Boom), told.error
+
+
+@case("L8", "async", "nested")
+async def first_requests_that_race_each_other_prepare_the_database_once(world: World) -> None:
+    metadata = MetaData()
+    table = Table(f"first_{next(numbers)}", metadata, Column("v", Integer))
+    world.database(create_all=True, metadata=metadata)
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.run(f"INSERT INTO {table.name} VALUES (1)")
+        return Answer(201)
+
+    told = await asyncio.gather(*(world.request(handler) for _ in range(5)))
+    assert [one.status for one in told] == [201] * 5
+
+
+@case("L8", "async")
+async def requests_that_read_and_then_write_do_not_fail_each_other(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        count = await ctx.value("SELECT count(*) FROM held")
+        assert count >= 0
+        await ctx.insert(1)
+        return Answer(201)
+
+    world.database()
+    told = await asyncio.gather(*(world.request(handler) for _ in range(5)))
+    assert [one.status for one in told] == [201] * 5
+    assert world.held() == [1] * 5
+
+
 # Outside of requests
+
+
+@case("L3")
+async def a_wrong_setting_is_an_error_at_construction(world: World) -> None:
+    wrong: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        ({"commit_mode": "autocomit"}, ("commit_mode", "'autocomit'", "'autocommit'")),
+        ({"extra_commit_statuses": {409}, "extra_rollback_statuses": {409}}, ("extra_commit_statuses", "409")),
+        ({"extra_rollback_statuses": {20}}, ("extra_rollback_statuses", "20")),
+        ({"comit_mode": "manual"}, ("comit_mode", "commit_mode")),
+    ]
+    for settings, words in wrong:
+        with pytest.raises(ImproperConfigurationError) as caught:
+            world.database(**settings)
+        assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 @case("L3")
@@ -851,15 +1201,9 @@ async def a_block_commits_on_a_clean_exit_and_rolls_back_on_an_error(world: Worl
                 if fail:
                     raise Boom
 
-    async def off_the_loop(work: Any) -> None:
-        if world.family.blocking and "async" in world.can:
-            await asyncio.to_thread(run_now, work)
-        else:
-            await work
-
-    await off_the_loop(write(1, fail=False))
+    await off_the_loop(world, write(1, fail=False))
     with suppress(Boom):
-        await off_the_loop(write(2, fail=True))
+        await off_the_loop(world, write(2, fail=True))
     assert world.held() == [1]
 
 
@@ -868,17 +1212,21 @@ async def a_websocket_has_a_unit_for_each_message(world: World) -> None:
     world.database()
     told: list[tuple[str, list[int]]] = []
     held_while_waiting: list[int] = []
-    incoming = [{"type": "websocket.connect"}, *({"type": "websocket.receive", "text": t} for t in ("1", "2", "x"))]
+    texts = ("1", "3 doomed", "2", "x")
+    incoming = [{"type": "websocket.connect"}, *({"type": "websocket.receive", "text": text} for text in texts)]
 
     async def work(websocket: Any) -> None:
         await websocket.accept()
         session = world.framework.session(websocket, None)
         while True:
-            text = await websocket.receive_text()
+            text, *doomed = (await websocket.receive_text()).split()
+            if doomed:
+                doom(doomed[0])
             await world.family.run(session, f"INSERT INTO held VALUES ({text if text != 'x' else 99})")
             if text == "x":
                 raise Boom
-            await websocket.send_text(text)
+            if not doomed:
+                await websocket.send_text(text)
 
     async def receive() -> Any:
         held_while_waiting.append(world.engine.open_transactions() + world.family.checked_out(world.databases[0]))
@@ -894,6 +1242,43 @@ async def a_websocket_has_a_unit_for_each_message(world: World) -> None:
     assert [held for kind, held in told if kind == "websocket.send"] == [[1], [1, 2]]
     assert world.held() == [1, 2]
     assert held_while_waiting == [0] * len(held_while_waiting)
+
+
+async def off_the_loop(world: World, work: Any) -> None:
+    """Do this where a blocking session may be used."""
+    if world.family.blocking and "async" in world.can:
+        await asyncio.to_thread(run_now, work)
+    else:
+        await work
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Parent(Base):
+    __tablename__ = "parent"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+numbers = itertools.count(1)
+
+
+@asynccontextmanager
+async def beating() -> AsyncIterator[Callable[[], float]]:
+    """A heart on the loop; gives a callable that returns the longest time between two beats, in seconds."""
+    beats = [time.monotonic()]
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(0.01)
+            beats.append(time.monotonic())
+
+    heart = asyncio.create_task(beat())
+    try:
+        yield lambda: max(later - earlier for earlier, later in pairwise([*beats, time.monotonic()]))
+    finally:
+        heart.cancel()
 
 
 class warnings_logged(logging.Handler):  # noqa: N801 - reads as the function that it is used as

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from typing import Any
 
 from servers.proxy import FaultProxy
@@ -62,8 +64,13 @@ class World:
         method: str = "POST",
         handlers: dict[type[Exception], int] | None = None,
         leaves_after: int | None = None,
+        on_the_loop: bool = False,
     ) -> Told:
-        """Send one request to an app with this one endpoint."""
+        """Send one request to an app with this one endpoint.
+
+        `leaves_after`: the client goes when it has that many bytes. `on_the_loop`: the endpoint is a coroutine, also
+        where the database is a blocking one.
+        """
         if not self.databases:
             self.database()
         control = Control(method)
@@ -74,7 +81,7 @@ class World:
         async def work(connection: Any) -> Answer:
             return await handler(Context(self, connection, control))
 
-        app = self.framework.app(self.databases, work, self.family.blocking, handlers or {})
+        app = self.framework.app(self.databases, work, self.family.blocking and not on_the_loop, handlers or {})
         told: Told = await self.framework.call(app, self.engine.held, control)
         return told
 
@@ -82,8 +89,10 @@ class World:
         return list(self.engine.held())
 
     async def pause(self, seconds: float) -> None:
-        """Let others run, where there are others."""
-        if "async" in self.framework.can:
+        """Let time pass for others."""
+        if self.family.blocking:
+            time.sleep(seconds)  # noqa: ASYNC251 - in a thread, or where there is nobody else
+        else:
             await asyncio.sleep(seconds)
 
     async def stop(self) -> None:
@@ -121,6 +130,12 @@ class Context:
         """From here on the transaction is bound to fail, at COMMIT and not before."""
         for statement in self.world.engine.violation():
             await self.run(statement, key)
+
+    async def end_transaction(self) -> None:
+        """A failing statement that ends its transaction, so that the next one begins another."""
+        with closing(self.world.engine.ending()) as statements:
+            for statement in statements:
+                await self.run(statement)
 
     async def swallow(self) -> None:
         """A failing statement whose error nobody hears of."""

@@ -15,7 +15,7 @@ from typing import Literal, Self, get_args
 
 from servers import ports
 
-Fault = Literal["cut_before", "cut_after", "hold"]
+Fault = Literal["cut_before", "cut_after", "hold", "count"]
 
 
 @dataclass(eq=False)
@@ -36,7 +36,7 @@ class FaultProxy:
 
     `on(b"COMMIT", fault)` arms one fault, for every client message with that word in it, until `clear()`:
     "cut_before" resets the line and the server never sees the message; "cut_after" resets it when the server has
-    answered; "hold" keeps the message, and what this client sends after it, until `release()`.
+    answered; "hold" keeps the message, and what this client sends after it, until `release()`; "count" does no harm.
     """
 
     def __init__(self, host: str, port: int) -> None:

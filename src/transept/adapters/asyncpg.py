@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, ClassVar
@@ -10,13 +11,18 @@ from typing import Any, ClassVar
 import asyncpg
 
 from transept._loops import PerLoop
-from transept.config import DatabaseSettings, configuration
-from transept.errors import CommitFailed, CommitInDoubt, ImproperConfigurationError
+from transept.config import DatabaseSettings, configuration, options_checked
+from transept.errors import CommitFailed, CommitInDoubt
 from transept.sql.session import Parameters, Result, SQLHandle
 from transept.turn import TaskTurn
 from transept.unit import Hooks
 
 __all__ = ["AsyncpgConfig"]
+
+
+POOL_OPTIONS = frozenset(
+    name for call in (asyncpg.create_pool, asyncpg.connect) for name in inspect.signature(call).parameters
+) - {"connect_kwargs"}
 
 
 @configuration
@@ -36,10 +42,7 @@ class AsyncpgConfig(DatabaseSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.pool_config, Mapping):
-            raise ImproperConfigurationError(
-                f"AsyncpgConfig: pool_config={self.pool_config!r}: a mapping such as {{'dsn': 'postgresql://...'}}."
-            )
+        options_checked("AsyncpgConfig", "pool_config", self.pool_config, POOL_OPTIONS)
         self._pools = PerLoop(lambda: LoopPool(self.pool_config), LoopPool.close)
 
     def open(self, hooks: Hooks, reads_only: bool) -> SQLHandle:

@@ -9,13 +9,26 @@ from typing import Any, ClassVar
 from weakref import finalize
 
 from transept._sqlite import PRAGMAS, begin_statement, memory_name
-from transept.config import DatabaseSettings, configuration
+from transept.config import DatabaseSettings, configuration, options_checked
 from transept.errors import ImproperConfigurationError
 from transept.sql.session import Parameters, Result, SQLHandle
 from transept.turn import ThreadTurn
 from transept.unit import Hooks
 
 __all__ = ["SqliteConfig"]
+
+
+CONNECT_OPTIONS = [
+    "database",
+    "timeout",
+    "detect_types",
+    "isolation_level",
+    "check_same_thread",
+    "factory",
+    "cached_statements",
+    "uri",
+    "autocommit",
+]
 
 
 @configuration
@@ -34,7 +47,8 @@ class SqliteConfig(DatabaseSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.pool_config, Mapping) or "database" not in self.pool_config:
+        options_checked("SqliteConfig", "pool_config", self.pool_config, CONNECT_OPTIONS)
+        if "database" not in self.pool_config:
             raise ImproperConfigurationError(
                 f"SqliteConfig: pool_config={self.pool_config!r}: a mapping with 'database' is needed, such as "
                 "{'database': 'app.db'} or {'database': ':memory:'}."

@@ -27,6 +27,7 @@ from transept.config import (
     Empty,
     EngineConfig,
     SyncSessionConfig,
+    checked,
     configuration,
     given,
 )
@@ -52,17 +53,26 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_driver_autocommit()
+        self._check_settings()
         self._url = self._checked_url()
         self._created = False
         self._keeper: finalize[Any, Any] | None = None
 
-    def _refuse_driver_autocommit(self) -> None:
+    def _check_settings(self) -> None:
+        owner = type(self).__name__
+        checked("metadata", self.metadata, MetaData, owner, optional=True)
+        checked("create_all", self.create_all, bool, owner)
+        checked("engine_config", self.engine_config, EngineConfig, owner)
         options = self.engine_config.engine_options()
+        if options and (self.engine_instance is not None or self.session_maker is not None):
+            raise ImproperConfigurationError(
+                f"{owner}: engine_config has no effect on your own engine or session_maker: leave out "
+                f"{', '.join(sorted(options))}, or let the engine be made here."
+            )
         levels = (options.get("isolation_level"), (options.get("execution_options") or {}).get("isolation_level"))
         if "AUTOCOMMIT" in levels:
             raise ImproperConfigurationError(
-                f"{type(self).__name__}: engine_config has isolation_level='AUTOCOMMIT', where each statement is kept "
+                f"{owner}: engine_config has isolation_level='AUTOCOMMIT', where each statement is kept "
                 "at once and nothing can be rolled back: leave it out; commit_mode= says which responses commit."
             )
 
@@ -77,8 +87,9 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
             given_url: str | URL | None = url
         else:
             given_url = self.connection_string
-        if given_url is not None and self.engine_instance is not None:
-            raise ImproperConfigurationError("Only one of 'connection_string' or 'engine_instance' can be provided.")
+        for setting, brought in (("engine_instance", self.engine_instance), ("session_maker", self.session_maker)):
+            if given_url is not None and brought is not None:
+                raise ImproperConfigurationError(f"Only one of 'connection_string' or {setting!r} can be provided.")
         if given_url is None:
             if self.engine_instance is None and self.session_maker is None:
                 raise ImproperConfigurationError(

@@ -85,5 +85,14 @@ def _prepare_sqlite(engine: Engine) -> None:
     def begun(connection: Connection) -> None:
         connection.exec_driver_sql(begin_statement(MAY_WRITE.get()))
 
+    def dropped(connection: Any, record: Any, error: Any) -> None:
+        """aiosqlite would finish the statement and then close, and its open cursor would keep the lock."""
+        raw = getattr(connection.driver_connection, "_connection", None)
+        if isinstance(raw, sqlite3.Connection):
+            raw.interrupt()
+            raw.rollback()
+
     event.listen(engine, "connect", connected)
+    if engine.dialect.is_async:
+        event.listen(engine, "invalidate", dropped)
     event.listen(engine, "begin", begun)

@@ -81,8 +81,10 @@ class BlockingHandle:
         await self._run(savepoint.commit)
 
     def end(self, owner: str) -> None:
-        self._session.expunge_all()
         self._seat.turn.ended = owner
+
+    def forget(self) -> None:
+        self._session.expunge_all()
 
     async def _run(self, work: Callable[[], T]) -> T:
         if self._seat.turn.settling:

@@ -199,7 +199,7 @@ def _taking_turn(method: Callable[..., Any], name: str) -> Callable[..., Any]:
 def _harmless_after_the_end(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def guarded(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        if self.transept_seat.turn.ended is not None:
+        if self.transept_seat.turn.over():
             return None
         return method(self, *arguments, **keywords)
 

@@ -73,6 +73,7 @@ class Transept:
             registry = Registry(self._registry)
             _install(app, registry)
         else:
+            Registry([*registry, *self._registry])  # refuses a clash before anything has changed
             for database in self._registry:
                 registry.add(database)
 

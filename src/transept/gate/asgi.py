@@ -1,6 +1,7 @@
 """The commit gate for ASGI: the start of a response waits until its work is settled.
 
-    open -> settling -> started -> after          and, when settling fails, open -> failed -> (answered by somebody)
+    open -> settling -> started -> after
+    when settling fails: open -> failed -> (answered by somebody), started -> broken
 
 Rule 1: `http.response.start` is passed on after every database of the request has ended its transaction.
 Rule 2: a failed start was never sent. The error is raised out of `send`, so the app unwinds; whoever below answers
@@ -15,7 +16,7 @@ One pure ASGI object a request; nothing is made for a request that asks for no s
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from enum import Enum
 from typing import Any
 
@@ -44,6 +45,7 @@ class Phase(Enum):
     OPEN = "open"
     FAILED = "failed"
     STARTED = "started"
+    BROKEN = "broken"
     AFTER = "after"
 
 
@@ -87,7 +89,7 @@ class ASGIGate:
 
     async def _join(self, outer: UnitScope, scope: Scope, receive: Receive, send: Send) -> None:
         """A gate further out holds this request already: one unit, settled once, by it."""
-        scope["state"] = LazyState(scope.get("state") or {}, outer, self.registry.session_keys())
+        _make_lazy(scope, outer, self.registry)
         await self.app(scope, receive, send)
 
 
@@ -97,26 +99,54 @@ def unit_scope(scope: Scope) -> UnitScope | None:
     return found
 
 
-class LazyState(dict[str, Any]):
-    """The request's state, in which a session is made when it is first looked at."""
+class LazyState(MutableMapping[str, Any]):
+    """The request's state, in which a session is made when it is first looked at.
 
-    __slots__ = ("_databases", "_units")
+    A view of the mapping that was there: what middleware above and the app below write, both see.
+    """
 
-    def __init__(self, state: dict[str, Any], units: UnitScope, databases: dict[str, Database]) -> None:
-        super().__init__(state)
+    __slots__ = ("_databases", "_given", "_units")
+
+    def __init__(self, given: MutableMapping[str, Any], units: UnitScope, databases: dict[str, Database]) -> None:
+        self._given = given
         self._units = units
         self._databases = databases
-        if isinstance(state, LazyState):
-            self._databases = {**state._databases, **databases}
 
-    def __missing__(self, key: str) -> Any:
-        database = self._databases.get(key)
-        if database is None:
-            raise KeyError(key)
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return self._given[key]
+        except KeyError:
+            database = self._databases.get(key)
+            if database is None:
+                raise
         return self._units.open().session(database)
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._given[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._given[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._given
+
     def copy(self) -> LazyState:
-        return LazyState(self, self._units, self._databases)
+        return LazyState(dict(self._given), self._units, self._databases)
+
+
+def _make_lazy(scope: Scope, units: UnitScope, registry: Registry) -> None:
+    given: Any = scope.get("state")
+    databases = registry.session_keys()
+    if isinstance(given, LazyState):
+        databases = {**given._databases, **databases}
+        given = given._given
+    scope["state"] = LazyState({} if given is None else given, units, databases)
 
 
 class _Request:
@@ -128,6 +158,7 @@ class _Request:
         "gone",
         "held",
         "left",
+        "parted",
         "phase",
         "receive_from",
         "scope",
@@ -146,6 +177,7 @@ class _Request:
         self.phase = Phase.OPEN
         self.failure: Exception | None = None
         self.gone = False
+        self.parted: Unit | None = None
         self.status = 0
         self.left: int | None = None
         self.trailers = False
@@ -153,7 +185,7 @@ class _Request:
         self.warned = False
         self.units = UnitScope(LOOP, self.describe, gate.registry, scope["method"] in READING_METHODS)
         scope[SCOPE_KEY] = self.units
-        scope["state"] = LazyState(scope.get("state") or {}, self.units, gate.registry.session_keys())
+        _make_lazy(scope, self.units, gate.registry)
 
     def describe(self) -> str:
         after = "what came after " if self.phase is Phase.AFTER else ""
@@ -164,7 +196,7 @@ class _Request:
         try:
             await self.gate.app(self.scope, self.receive, self.send)
         except BaseException as error:
-            await self.close_unit(error)
+            await self.close_units(error)
             if self.phase is not Phase.FAILED or not isinstance(error, Exception):
                 raise
             await self.answer_failure(error)
@@ -176,14 +208,28 @@ class _Request:
 
     async def receive(self) -> Message:
         message = await self.receive_from()
-        if message["type"] == "http.disconnect" and self.phase is Phase.OPEN:
-            self.gone = True
+        if message["type"] == "http.disconnect" and not self.gone:
+            self.client_left()
         return message
+
+    def client_left(self) -> None:
+        """Before the start, nothing will be kept. In a body, what comes from now on is not a part of it: the framework
+        may stop the body where it stands, and go on with background tasks."""
+        if self.phase in (Phase.OPEN, Phase.FAILED):
+            self.gone = True
+        elif self.phase is Phase.STARTED:
+            self.gone = True
+            self.parted, self.units.unit = self.units.unit, None
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
         if self.phase is Phase.STARTED:
-            await self.pass_on(message, kind)
+            try:
+                await self.settle_body(message, kind)
+            except Exception as error:
+                self.phase, self.failure = Phase.BROKEN, error
+                raise
+            await self.pass_on(message)
         elif self.phase is Phase.AFTER:
             await self.send_to(message)
         elif kind == "http.response.start":
@@ -216,19 +262,25 @@ class _Request:
         settled = await settle_start(unit, status)
         self.report(unit, settled, status)
 
-    async def pass_on(self, message: Message, kind: str) -> None:
-        final = self.is_final(message, kind)
-        if final:
+    async def settle_body(self, message: Message, kind: str) -> None:
+        if self.is_final(message, kind):
             await self.finish()
-        elif self.units.unit is not None:
-            await self.units.unit.settle(outcome_of(self.status), between_chunks)
-        if self.completes_length(message) and not final:
+        else:
+            for unit in self.open_units():
+                await unit.settle(outcome_of(self.status), between_chunks)
+
+    async def pass_on(self, message: Message) -> None:
+        """Send what was held back and this, unless it is the chunk that completes a body whose end is yet to come."""
+        if self.completes_length(message) and self.phase is not Phase.AFTER:
             self.held = message
             return
         if self.held is not None:
             held, self.held = self.held, None
             await self.send_to(held)
         await self.send_to(message)
+
+    def open_units(self) -> list[Unit]:
+        return [unit for unit in (self.parted, self.units.unit) if unit is not None]
 
     def report(self, unit: Unit, settled: Settled, status: int) -> None:
         """One warning a response, and none to a client that has left."""
@@ -251,30 +303,27 @@ class _Request:
 
     async def finish(self) -> None:
         """The last settling: after it the response is complete, and its sessions are over."""
-        unit = self.units.unit
-        if unit is not None:
-            self.report(unit, await unit.settle(outcome_of(self.status)), self.status)
-            unit.end()
-        self.units.unit = None
+        for unit in self.open_units():
+            self.report(unit, await unit.finish(outcome_of(self.status)), self.status)
+        self.parted = self.units.unit = None
         self.units.reads_only = False
         self.phase = Phase.AFTER
 
     async def returned(self) -> None:
         """The app is through: what came after the response is kept, an unfinished response is not."""
         unit = self.units.unit
-        if unit is not None and self.phase is Phase.AFTER:
-            try:
-                await unit.settle(always)
-            finally:
-                await self.close_unit(None)
-            return
-        await self.close_unit(None)
+        try:
+            if unit is not None and (self.phase is Phase.AFTER or (self.gone and self.phase is Phase.STARTED)):
+                await unit.finish(always)
+        finally:
+            await self.close_units(None)
         if self.phase is Phase.FAILED:
             await self.answer_failure(None)
 
-    async def close_unit(self, error: BaseException | None) -> None:
-        unit, self.units.unit = self.units.unit, None
-        if unit is not None:
+    async def close_units(self, error: BaseException | None) -> None:
+        units = self.open_units()
+        self.parted = self.units.unit = None
+        for unit in units:
             try:
                 await unit.close()
             except Exception as failure:
@@ -305,7 +354,7 @@ class _Request:
         try:
             answered = await self.gate.answer(self.scope, self.receive, self.send, failure)
         except BaseException as error:
-            await self.close_unit(error)
+            await self.close_units(error)
             raise
         if answered:
             await self.returned()
@@ -328,7 +377,7 @@ class _WebSocket:
         self.send_to = send
         self.units = UnitScope(LOOP, self.describe, gate.registry)
         scope[SCOPE_KEY] = self.units
-        scope["state"] = LazyState(scope.get("state") or {}, self.units, gate.registry.session_keys())
+        _make_lazy(scope, self.units, gate.registry)
 
     def describe(self) -> str:
         return f"WebSocket {self.scope.get('path', '')}"

@@ -179,7 +179,7 @@ class _Request:
         """The last settling: after it the response is complete, and its sessions are over."""
         unit = self.units.unit
         if unit is not None and self.said is not None:
-            settled = run_now(unit.settle(outcome_of(self.said[0])))
+            settled = run_now(unit.finish(outcome_of(self.said[0])))
             self.warned = self.warned or report(unit, settled, self.said[0])
         self.close_unit(None)
         self.units.reads_only = False
@@ -188,8 +188,8 @@ class _Request:
     def keep_what_came_after(self) -> None:
         unit = self.units.unit
         if unit is not None:
-            run_now(unit.settle(always))
-            self.close_unit(None)
+            self.units.unit = None
+            run_now(unit.finish(always))
 
     def close_unit(self, error: BaseException | None) -> None:
         unit, self.units.unit = self.units.unit, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +33,9 @@ class Result:
     def scalar(self) -> Any:
         """The first column of the first row; None if there is no row."""
         return self.rows[0][0] if self.rows else None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.all())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,6 +84,7 @@ class SQLHandle:
         self._turn = turn
         self._may_write = not reads_only
         self._link: Link | None = None
+        self._beginning = False
         self._failed: str | None = None
         self._savepoints = 0
         self._wrote = False
@@ -103,7 +107,7 @@ class SQLHandle:
 
     async def app_ends(self, *, commit: bool) -> None:
         """The app's own commit or rollback."""
-        if self._turn.ended is not None and not commit:
+        if self._turn.over() and not commit:
             return
         await self._take()
         try:
@@ -116,7 +120,7 @@ class SQLHandle:
             self._turn.leave()
 
     def in_transaction(self) -> bool:
-        return self._link is not None
+        return self._link is not None or self._beginning
 
     def reading(self) -> bool:
         return False
@@ -172,6 +176,9 @@ class SQLHandle:
     def end(self, owner: str) -> None:
         self._turn.ended = owner
 
+    def forget(self) -> None:
+        """Nothing is kept between statements."""
+
     async def _take(self) -> None:
         if isinstance(self._turn, TaskTurn):
             while (settled := self._turn.take()) is not None:
@@ -180,13 +187,17 @@ class SQLHandle:
             self._turn.take()
 
     async def _begin(self) -> Link:
-        link = await self._database.link()
+        self._beginning = True
         try:
-            await link.begin(self._may_write)
-        except BaseException:
-            await link.drop()
-            raise
-        self._link = link
+            link = await self._database.link()
+            try:
+                await link.begin(self._may_write)
+            except BaseException:
+                await link.drop()
+                raise
+            self._link = link
+        finally:
+            self._beginning = False
         return link
 
     async def _let_go(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 
@@ -11,7 +11,8 @@ class Engine(Protocol):
 
     `can` holds what the engine offers to cases: ``late`` (a COMMIT that fails), ``aborts`` (a transaction that an
     error aborts), ``kill`` (a session ended from outside), ``wire`` (a network in between), ``slow`` (statements),
-    ``peek`` (looking while a transaction that wrote is open).
+    ``ends`` (an error that ends the transaction, and what follows is another), ``peek`` (looking while a transaction
+    that wrote is open).
     """
 
     name: str
@@ -34,6 +35,9 @@ class Engine(Protocol):
 
     def violation(self) -> list[str]:
         """Statements after which the COMMIT of their transaction fails, and nothing before it does."""
+
+    def ending(self) -> Iterator[str]:
+        """Statements of which the last one fails and ends its transaction; to be run as they come, and closed."""
 
     def slow(self) -> str:
         """A SELECT that takes a third of a second."""

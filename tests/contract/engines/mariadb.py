@@ -6,6 +6,9 @@ for a second and gets error 1205.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from servers.server import Server
@@ -14,14 +17,16 @@ from contract.engines.postgres import on_port
 
 SCHEMA = (
     "DROP TABLE IF EXISTS held",
-    "DROP TABLE IF EXISTS uniques",
+    "DROP TABLE IF EXISTS locked",
     "CREATE TABLE held (v integer) ENGINE = InnoDB",
+    "CREATE TABLE locked (id integer PRIMARY KEY, n integer) ENGINE = InnoDB",
+    "INSERT INTO locked VALUES (1, 0), (2, 0)",
 )
 
 
 class MariaDB:
     name = "mariadb"
-    can = frozenset({"late", "kill", "wire", "slow", "peek"})
+    can = frozenset({"late", "kill", "wire", "slow", "ends", "peek"})
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -58,6 +63,24 @@ class MariaDB:
             for stage in ("START", "FLUSH", "BLOCK_DDL", "BLOCK_COMMIT"):
                 cursor.execute(f"BACKUP STAGE {stage}")
         return ["SET SESSION lock_wait_timeout = 1"]
+
+    def ending(self) -> Iterator[str]:
+        """A deadlock with one who has written more, so that it is the other transaction that ends."""
+        rival = self.server.connect()
+        waits = threading.Thread(target=lambda: rival.cursor().execute("UPDATE locked SET n = 1 WHERE id = 1"))
+        try:
+            with rival.cursor() as cursor:
+                cursor.execute("BEGIN")
+                cursor.execute(f"INSERT INTO locked VALUES {', '.join(f'({n}, 0)' for n in range(10, 60))}")
+                cursor.execute("UPDATE locked SET n = 1 WHERE id = 2")
+            yield "UPDATE locked SET n = 1 WHERE id = 1"
+            waits.start()
+            time.sleep(0.2)  # it waits for the lock
+            yield "UPDATE locked SET n = 1 WHERE id = 2"
+        finally:
+            if waits.is_alive():
+                waits.join()
+            rival.close()
 
     def slow(self) -> str:
         return "SELECT SLEEP(0.3)"

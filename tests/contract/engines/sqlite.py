@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ CREATE TABLE child (p INTEGER REFERENCES parent (id) DEFERRABLE INITIALLY DEFERR
 
 class SQLiteFile:
     name = "sqlite"
-    can = frozenset({"late", "slow", "peek"})
+    can = frozenset({"late", "slow", "ends", "peek"})
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -59,6 +60,10 @@ class SQLiteFile:
 
     def violation(self) -> list[str]:
         return ["INSERT INTO child VALUES (99)"]
+
+    def ending(self) -> Iterator[str]:
+        yield "INSERT INTO parent VALUES (1)"
+        yield "INSERT OR ROLLBACK INTO parent VALUES (1)"
 
     def slow(self) -> str:
         return "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000000) SELECT max(i) FROM n"

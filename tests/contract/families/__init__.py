@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from contract.engines import Engine
@@ -34,8 +34,8 @@ class Family(Protocol):
 
     async def close(self, session: Any) -> None: ...
 
-    async def failing_in_savepoint(self, session: Any) -> None:
-        """A failing statement inside the session's own savepoint, its error caught."""
+    async def failing_in_savepoint(self, session: Any, first: Callable[[], Any] = lambda: None) -> None:
+        """`first()` and a failing statement inside the session's own savepoint, the error caught."""
 
     def cursor(self, session: Any, sql: str) -> Any:
         """An awaitable that opens a server-side cursor and returns an async iterator of its first column."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -44,9 +45,10 @@ class AlchemyAsync:
     async def close(self, session: Any) -> None:
         await session.close()
 
-    async def failing_in_savepoint(self, session: Any) -> None:
+    async def failing_in_savepoint(self, session: Any, first: Callable[[], Any] = lambda: None) -> None:
         with suppress(DBAPIError):
             async with session.begin_nested():
+                first()
                 await session.execute(text("SELECT nonsense"))
 
     async def cursor(self, session: Any, sql: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -44,8 +45,9 @@ class AlchemySync:
     async def close(self, session: Any) -> None:
         session.close()
 
-    async def failing_in_savepoint(self, session: Any) -> None:
+    async def failing_in_savepoint(self, session: Any, first: Callable[[], Any] = lambda: None) -> None:
         with suppress(DBAPIError), session.begin_nested():
+            first()
             session.execute(text("SELECT nonsense"))
 
     async def cursor(self, session: Any, sql: str) -> Any:

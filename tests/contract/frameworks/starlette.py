@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,7 +22,7 @@ logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 class StarletteFramework:
     name = "starlette"
-    can = frozenset({"async", "handlers", "cancel", "disconnect", "websocket", "outlive", "background"})
+    can = frozenset({"async", "handlers", "cancel", "disconnect", "websocket", "outlive", "background", "messages"})
 
     def takes(self, blocking: bool) -> bool:
         return True
@@ -78,6 +78,10 @@ class StarletteFramework:
                 told.body += message.get("body", b"")
                 told.complete = not message.get("more_body", False)
                 told.seen.append(("body", look()))
+                if control.leaves_after is not None and len(told.body) >= control.leaves_after:
+                    raise OSError("the client has left")
+            else:
+                told.seen.append((message["type"].removeprefix("http.response."), look()))
 
         scope = {
             "type": "http", "method": control.method, "path": "/work", "raw_path": b"/work", "query_string": b"",
@@ -99,11 +103,25 @@ def respond(answer: Answer, blocking: bool) -> Response:
     if answer.background is not None:
         after = answer.background
         background = BackgroundTask((lambda: run_now(after())) if blocking else after)  # type: ignore[arg-type]
+    if answer.messages is not None:
+        return Messages(answer.messages())
     if answer.stream is None:
         return Response(answer.body, answer.status, background=background)
     headers = {} if answer.length is None else {"content-length": str(answer.length)}
     chunks: Any = blocking_chunks(answer.stream()) if blocking else answer.stream()
     return StreamingResponse(chunks, answer.status, headers=headers, background=background)
+
+
+class Messages(Response):
+    """A response that is sent message by message, as a server with extensions allows."""
+
+    def __init__(self, messages: AsyncIterator[dict[str, Any]]) -> None:
+        super().__init__()
+        self._messages = messages
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async for message in self._messages:
+            await send(message)
 
 
 def blocking_chunks(stream: Any) -> Iterator[bytes]:
