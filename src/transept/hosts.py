@@ -27,7 +27,7 @@ class PlainHost:
     async def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> T:
         return await work
 
-    async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
+    async def shielded(self, work: Coroutine[Any, Any, T], cancelled: Callable[[], None] | None = None) -> T:
         return await work
 
     async def call(self, hook: Callable[[], Any]) -> None:
@@ -51,23 +51,25 @@ class LoopHost:
 
         return await in_thread(in_a_worker)
 
-    async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
+    async def shielded(self, work: Coroutine[Any, Any, T], cancelled: Callable[[], None] | None = None) -> T:
         """In a task of its own: a shielded cancel scope alone does not stop `Task.cancel()` or `asyncio.timeout()`.
 
         The scope is there as well, since anyio would repeat its cancellation on every turn of the loop.
         """
         task = asyncio.ensure_future(work)
-        cancelled: asyncio.CancelledError | None = None
+        cancellation: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
             while not task.done():
                 try:
                     await asyncio.wait((task,))
                 except asyncio.CancelledError as error:
-                    cancelled = error
-        if cancelled is not None:
+                    cancellation = error
+                    if cancelled is not None:
+                        cancelled()
+        if cancellation is not None:
             if not task.cancelled() and (failure := task.exception()) is not None:
-                cancelled.add_note(f"transept: the request was cancelled, and settling failed: {failure!r}")
-            raise cancelled
+                cancellation.add_note(f"transept: the request was cancelled, and settling failed: {failure!r}")
+            raise cancellation
         result = task.result()
         await anyio.lowlevel.checkpoint_if_cancelled()
         return result

@@ -41,8 +41,8 @@ class Host(Protocol):
         """Run I/O of a database of this colour where it may run."""
         ...
 
-    async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run this to its end, also when the caller is cancelled; the cancellation is raised afterwards."""
+    async def shielded(self, work: Coroutine[Any, Any, T], cancelled: Callable[[], None] | None = None) -> T:
+        """Run this to its end, also when the caller is cancelled: call `cancelled()`, and raise it afterwards."""
         ...
 
     async def call(self, hook: Hook) -> None:
@@ -88,6 +88,28 @@ class Settled:
 
     forgotten: list[str] = field(default_factory=list)
     kept: bool = True
+
+
+@dataclass(slots=True)
+class Settling:
+    """One settling under way: what it was asked to do, whose turns it holds, whether its caller was cancelled."""
+
+    keeps: Keeps
+    spare: Spare
+    last: bool
+    busy: list[Part]
+    held: list[Part]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def keep(self, database: Database) -> bool:
+        return not self.cancelled and self.keeps(database)
+
+    def release(self) -> None:
+        while self.held:
+            self.held.pop()[1].release()
 
 
 @dataclass(slots=True)
@@ -180,17 +202,10 @@ class Unit:
         """
         if not (self.busy() or self.hooks):
             return Settled()
-        held: list[Part] = []
-        try:
-            for part in self._busy_parts():
-                if not part[1].hold_now():
-                    await self._host.leaf(part[0].blocking, part[1].hold())
-                held.append(part)
-            parts = [part for part in held if part[1].in_transaction() and not spare(*part)]
-        except BaseException:
-            _release(held)
-            raise
-        return await self._host.shielded(self._settle(held, parts, keeps, last=last))
+        busy = self._busy_parts()
+        # The free sessions at once, before anybody else runs; those in use are waited for behind the shield.
+        settling = Settling(keeps, spare, last, busy, [part for part in busy if part[1].hold_now()])
+        return await self._host.shielded(self._settle(settling), settling.cancel)
 
     async def finish(self, keeps: Keeps) -> Settled:
         """The last settling, and the end of every session."""
@@ -275,38 +290,53 @@ class Unit:
     def _busy_parts(self) -> list[Part]:
         return [part for part in self._handles.items() if part[1].in_transaction()]
 
-    async def _settle(self, held: list[Part], parts: list[Part], keeps: Keeps, *, last: bool) -> Settled:
-        spared = any(part not in parts and part[1].in_transaction() for part in held)
+    async def _settle(self, settling: Settling) -> Settled:
         try:
-            settled = await self._end_transactions(parts, keeps)
+            settled, spared = await self._settle_held(settling)
+            if settling.last and not self.hooks:
+                self._end()
         except BaseException:
-            _release(held)
+            settling.release()
             await self._run_hooks(False)
             raise
-        if last and not self.hooks:
-            self._end()
-        _release(held)
+        settling.release()
         if not spared and await self._run_hooks(settled.kept):
-            await self._settle_work_of_hooks(keeps)
+            await self._settle_work_of_hooks(settling)
         return settled
 
-    async def _end_transactions(self, parts: list[Part], keeps: Keeps) -> Settled:
+    async def _settle_held(self, settling: Settling) -> tuple[Settled, bool]:
+        """What was settled, and whether anything was spared."""
+        held = settling.held
+        for part in settling.busy:
+            if part not in held:
+                await self._host.leaf(part[0].blocking, part[1].hold())
+                held.append(part)
+        parts = [part for part in held if part[1].in_transaction()]
+        try:
+            wanted = [part for part in parts if not settling.spare(*part)]
+        except Exception:
+            await self._end_transactions(parts, _NOTHING)
+            raise
+        return await self._end_transactions(wanted, settling), len(wanted) < len(parts)
+
+    async def _end_transactions(self, parts: list[Part], settling: Settling) -> Settled:
         """The blocking ones all in one thread when there are no others."""
         if parts and not self._host.blocking and all(database.blocking for database, _ in parts):
-            return await self._host.leaf(True, self._commit_or_roll_back(parts, keeps, _direct))
-        return await self._commit_or_roll_back(parts, keeps, self._host.leaf)
+            return await self._host.leaf(True, self._commit_or_roll_back(parts, settling, _direct))
+        return await self._commit_or_roll_back(parts, settling, self._host.leaf)
 
-    async def _commit_or_roll_back(self, parts: list[Part], keeps: Keeps, leaf: Leaf[Any]) -> Settled:
-        keep = [part for part in parts if self._doomed is None and keeps(part[0])]
+    async def _commit_or_roll_back(self, parts: list[Part], settling: Settling, leaf: Leaf[Any]) -> Settled:
+        keep = [part for part in parts if self._doomed is None and settling.keep(part[0])]
         drop = [part for part in parts if part not in keep]
-        settled = Settled(
-            [db.key for db, handle in drop if db.policy.manual and handle.wrote()], self._vote(drop, keeps)
-        )
+        forgotten = [db.key for db, handle in drop if db.policy.manual and handle.wrote()]
+        settled = Settled(forgotten, self._vote(drop, settling.keeps))
         committed: list[str] = []
         database: Database | None = None
         try:
             for database, handle in keep:
                 await leaf(database.blocking, handle.check())
+            if settling.cancelled:  # before a COMMIT was sent
+                keep, drop = [], parts
             for part in drop:
                 await _roll_back(part, None, leaf)
             for database, handle in keep:
@@ -323,6 +353,7 @@ class Unit:
             if database is not None and not isinstance(error, CommitInDoubt):
                 error.add_note(f"transept: {self.name}: database {failed!r} did not commit; all was rolled back.")
             raise
+        settled.kept = settled.kept and not (settling.cancelled and not committed)
         return settled
 
     def _vote(self, dropped: list[Part], keeps: Keeps) -> bool:
@@ -362,10 +393,10 @@ class Unit:
                     logger.exception("%s: a hook failed; what was settled stays: %r", self.name, hook)
         return ran
 
-    async def _settle_work_of_hooks(self, keeps: Keeps) -> None:
+    async def _settle_work_of_hooks(self, settling: Settling) -> None:
         """A hook may have used the unit's sessions; a failure there no longer is the response's."""
         try:
-            await self._end_transactions(self._busy_parts(), keeps)
+            await self._end_transactions(self._busy_parts(), settling)
         except Exception:
             logger.exception("%s: what a hook wrote could not be kept", self.name)
 
@@ -374,9 +405,7 @@ def _never(database: Database | None) -> bool:
     return False
 
 
-def _release(held: list[Part]) -> None:
-    for _, handle in held:
-        handle.release()
+_NOTHING = Settling(_never, _none, False, [], [])
 
 
 async def _direct(blocking: bool, work: Coroutine[Any, Any, T]) -> T:

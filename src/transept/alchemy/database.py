@@ -186,6 +186,7 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
         super().__post_init__()
         self._lock = threading.RLock()
         self._made: tuple[Engine, Callable[[], Session]] | None = None
+        self._disposer: finalize[Any, Any] | None = None
 
     def get_engine(self) -> Engine:
         """The engine: yours, or one made at the first call, disposed at shutdown, and made anew if asked for again."""
@@ -209,8 +210,8 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
         with self._lock:
             made, self._made, self._created = self._made, None, False
         try:
-            if made is not None and made[0] is not self.engine_instance:
-                made[0].dispose()
+            if made is not None and self._disposer is not None:
+                self._disposer()
         finally:
             self._drop_memory()
 
@@ -227,6 +228,7 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
         engine = self.engine_instance
         if engine is None:
             engine = self._own_engine(self.create_engine_callable)
+            self._disposer = finalize(self, engine.dispose)
         return engine, self.session_maker_class(**self._session_options(self.session_config, engine))
 
     def _prepare(self) -> None:

@@ -12,7 +12,7 @@ from transept.errors import OpenCursorError
 from transept.policy import Policy
 from transept.unit import Settled, Unit
 
-__all__ = ["IN_DOUBT", "READING_METHODS", "always", "between_chunks", "never", "outcome_of", "report", "settle_start"]
+__all__ = ["IN_DOUBT", "READING_METHODS", "always", "at_start", "between_chunks", "outcome_of", "report"]
 
 logger = logging.getLogger("transept")
 
@@ -31,10 +31,6 @@ def outcome_of(status: int) -> Callable[[Database | None], bool]:
 
 def always(database: Database | None) -> bool:
     return True
-
-
-def never(database: Database | None) -> bool:
-    return False
 
 
 def between_chunks(database: Database, handle: Handle) -> bool:
@@ -57,15 +53,6 @@ def at_start(status: int) -> Callable[[Database, Handle], bool]:
         return True
 
     return spare
-
-
-async def settle_start(unit: Unit, status: int) -> Settled:
-    """Settle a unit because its response starts with this status."""
-    try:
-        return await unit.settle(outcome_of(status), at_start(status))
-    except OpenCursorError:
-        await unit.settle(never)
-        raise
 
 
 def report(unit: Unit, settled: Settled, status: int) -> bool:

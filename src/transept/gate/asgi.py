@@ -15,6 +15,7 @@ One pure ASGI object a request; nothing is made for a request that asks for no s
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from enum import Enum
@@ -23,7 +24,7 @@ from typing import Any
 from transept.context import CURRENT, LOOP, UnitScope
 from transept.database import Database, Handle, Registry
 from transept.errors import CommitInDoubt
-from transept.gate.answer import IN_DOUBT, READING_METHODS, always, between_chunks, outcome_of, report, settle_start
+from transept.gate.answer import IN_DOUBT, READING_METHODS, always, at_start, between_chunks, outcome_of, report
 from transept.unit import Settled, Unit
 
 __all__ = ["SCOPE_KEY", "ASGIGate", "unit_scope"]
@@ -153,12 +154,13 @@ class _Request:
     """One HTTP request: what has been sent, and the unit of the moment."""
 
     __slots__ = (
+        "cut",
         "failure",
         "gate",
         "gone",
         "held",
         "left",
-        "parted",
+        "parting",
         "phase",
         "receive_from",
         "scope",
@@ -177,7 +179,8 @@ class _Request:
         self.phase = Phase.OPEN
         self.failure: Exception | None = None
         self.gone = False
-        self.parted: Unit | None = None
+        self.cut = False
+        self.parting: asyncio.Future[None] | None = None
         self.status = 0
         self.left: int | None = None
         self.trailers = False
@@ -213,13 +216,16 @@ class _Request:
         return message
 
     def client_left(self) -> None:
-        """Before the start, nothing will be kept. In a body, what comes from now on is not a part of it: the framework
-        may stop the body where it stands, and go on with background tasks."""
+        """Before the start, nothing will be kept. In a body, its unit ends, what was not settled is rolled back, and
+        what comes from now on has a unit of its own: the framework may stop the body where it stands, and go on with
+        background tasks."""
         if self.phase in (Phase.OPEN, Phase.FAILED):
             self.gone = True
         elif self.phase is Phase.STARTED:
-            self.gone = True
-            self.parted, self.units.unit = self.units.unit, None
+            self.gone = self.cut = True
+            unit, self.units.unit = self.units.unit, None
+            if unit is not None:
+                self.parting = asyncio.ensure_future(unit.close())
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
@@ -232,7 +238,7 @@ class _Request:
             await self.pass_on(message)
         elif self.phase is Phase.AFTER:
             await self.send_to(message)
-        elif kind == "http.response.start":
+        elif kind == "http.response.start" and self.phase is not Phase.BROKEN:
             await self.start(message)
         elif self.failure is not None:
             raise self.failure
@@ -250,6 +256,10 @@ class _Request:
                 if self.gate.on_failed_start is not None:
                     self.gate.on_failed_start(self.scope)
                 raise
+            except BaseException:
+                self.cut = True
+                await self.close_units(None)
+                raise
         self.phase, self.status = Phase.STARTED, status
         self.left = _content_length(message)
         self.trailers = bool(message.get("trailers"))
@@ -259,15 +269,15 @@ class _Request:
         if self.gone:
             unit.doom("the client had left")
 
-        settled = await settle_start(unit, status)
+        settled = await unit.settle(outcome_of(status), at_start(status))
         self.report(unit, settled, status)
 
     async def settle_body(self, message: Message, kind: str) -> None:
         if self.is_final(message, kind):
             await self.finish()
         else:
-            for unit in self.open_units():
-                await unit.settle(outcome_of(self.status), between_chunks)
+            if self.units.unit is not None:
+                await self.units.unit.settle(outcome_of(self.status), between_chunks)
 
     async def pass_on(self, message: Message) -> None:
         """Send what was held back and this, unless it is the chunk that completes a body whose end is yet to come."""
@@ -278,9 +288,6 @@ class _Request:
             held, self.held = self.held, None
             await self.send_to(held)
         await self.send_to(message)
-
-    def open_units(self) -> list[Unit]:
-        return [unit for unit in (self.parted, self.units.unit) if unit is not None]
 
     def report(self, unit: Unit, settled: Settled, status: int) -> None:
         """One warning a response, and none to a client that has left."""
@@ -303,17 +310,21 @@ class _Request:
 
     async def finish(self) -> None:
         """The last settling: after it the response is complete, and its sessions are over."""
-        for unit in self.open_units():
+        unit = self.units.unit
+        if unit is not None:
             self.report(unit, await unit.finish(outcome_of(self.status)), self.status)
-        self.parted = self.units.unit = None
+        self.units.unit = None
         self.units.reads_only = False
         self.phase = Phase.AFTER
 
     async def returned(self) -> None:
-        """The app is through: what came after the response is kept, an unfinished response is not."""
+        """The app is through: what came after the response is kept, and an unfinished response is not.
+
+        A response that was cut off, in its start or in its body, was over at that point.
+        """
         unit = self.units.unit
         try:
-            if unit is not None and (self.phase is Phase.AFTER or (self.gone and self.phase is Phase.STARTED)):
+            if unit is not None and (self.phase is Phase.AFTER or (self.cut and self.phase is not Phase.BROKEN)):
                 await unit.finish(always)
         finally:
             await self.close_units(None)
@@ -321,15 +332,16 @@ class _Request:
             await self.answer_failure(None)
 
     async def close_units(self, error: BaseException | None) -> None:
-        units = self.open_units()
-        self.parted = self.units.unit = None
-        for unit in units:
-            try:
+        unit, self.units.unit = self.units.unit, None
+        try:
+            if self.parting is not None:
+                await self.parting
+            if unit is not None:
                 await unit.close()
-            except Exception as failure:
-                if error is None:
-                    raise
-                error.add_note(f"transept: while closing {unit.name}: {failure!r}")
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"transept: while closing {self.describe()}: {failure!r}")
 
     async def answer_failure(self, unwound: Exception | None) -> None:
         """Nobody below answered: the app's exception handlers do, or the error goes on to the framework's 500."""

@@ -17,7 +17,7 @@ from transept._bridge import run_now
 from transept.context import CURRENT, PLAIN, UnitScope
 from transept.database import Database, Registry
 from transept.errors import CommitInDoubt, ImproperConfigurationError, OutsideScope
-from transept.gate.answer import IN_DOUBT, READING_METHODS, always, between_chunks, outcome_of, report, settle_start
+from transept.gate.answer import IN_DOUBT, READING_METHODS, always, at_start, between_chunks, outcome_of, report
 from transept.lifecycle import stop_all
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class _Request:
         status, line, headers, exc_info = self.said
         unit = self.units.unit
         if unit is not None:
-            settled = run_now(settle_start(unit, status))
+            settled = run_now(unit.settle(outcome_of(status), at_start(status)))
             self.warned = self.warned or report(unit, settled, status)
         self.started = True
         self.left = next((int(value) for name, value in headers if name.lower() == "content-length"), None)
