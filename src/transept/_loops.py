@@ -18,6 +18,9 @@ __all__ = ["PerLoop"]
 
 T = TypeVar("T")
 
+# Held until they have closed: one that became garbage would be closed by a task, which the end of the loop cancels.
+_waiting: dict[object, AsyncGenerator[None, Any]] = {}
+
 
 class PerLoop(Generic[T]):
     """`get()` returns the resource of the running loop, made by `make` at first; `close` ends one."""
@@ -27,7 +30,7 @@ class PerLoop(Generic[T]):
         self._close = close
         self._lock = threading.Lock()
         self._unclaimed: T | None = None
-        self._claimed: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None, None]]]
+        self._claimed: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None, Any]]]
         self._claimed = WeakKeyDictionary()
 
     def get(self) -> T:
@@ -41,7 +44,7 @@ class PerLoop(Generic[T]):
                 self._unclaimed = resource
             else:
                 self._unclaimed = None
-                self._claimed[loop] = (resource, _begun(self._until_the_loop_ends(resource)))
+                self._claimed[loop] = (resource, _closing_with_the_loop(resource, self._close))
             return resource
 
     async def close(self) -> None:
@@ -53,14 +56,23 @@ class PerLoop(Generic[T]):
         if unclaimed is not None:
             await self._close(unclaimed)
 
-    async def _until_the_loop_ends(self, resource: T) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            await self._close(resource)
 
-
-def _begun(generator: AsyncGenerator[None, Any]) -> AsyncGenerator[None, Any]:
+def _closing_with_the_loop(resource: T, close: Callable[[T], Awaitable[None]]) -> AsyncGenerator[None, Any]:
+    name = object()
+    generator = _until_the_loop_ends(name, resource, close)
     with suppress(StopIteration):
         generator.asend(None).send(None)
+    _waiting[name] = generator
     return generator
+
+
+async def _until_the_loop_ends(
+    name: object, resource: T, close: Callable[[T], Awaitable[None]]
+) -> AsyncGenerator[None, Any]:
+    try:
+        yield
+    finally:
+        try:
+            await close(resource)
+        finally:
+            _waiting.pop(name, None)

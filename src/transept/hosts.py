@@ -54,18 +54,18 @@ class LoopHost:
     async def shielded(self, work: Coroutine[Any, Any, T], cancelled: Callable[[], None] | None = None) -> T:
         """In a task of its own: a shielded cancel scope alone does not stop `Task.cancel()` or `asyncio.timeout()`.
 
-        The scope is there as well, since anyio would repeat its cancellation on every turn of the loop.
+        After the first cancellation the scope is there as well, since anyio repeats its own on every turn of the loop.
         """
         task = asyncio.ensure_future(work)
         cancellation: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):
-            while not task.done():
-                try:
+        while not task.done():
+            try:
+                with anyio.CancelScope(shield=cancellation is not None):
                     await asyncio.wait((task,))
-                except asyncio.CancelledError as error:
-                    cancellation = error
-                    if cancelled is not None:
-                        cancelled()
+            except asyncio.CancelledError as error:
+                cancellation = error
+                if cancelled is not None:
+                    cancelled()
         if cancellation is not None:
             if not task.cancelled() and (failure := task.exception()) is not None:
                 cancellation.add_note(f"transept: the request was cancelled, and settling failed: {failure!r}")

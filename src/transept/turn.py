@@ -19,6 +19,7 @@ from transept.errors import BlockingCallWarning, ConcurrentUseError, OutsideScop
 
 __all__ = ["TaskTurn", "ThreadTurn", "on_loop"]
 
+THE_GATE = -1  # in place of a thread's identity
 PACKAGES = ("transept.", "sqlalchemy.")
 
 _warned: set[tuple[str, int]] = set()
@@ -75,8 +76,11 @@ class TaskTurn:
             await self._freed()
 
     def adopt(self) -> None:
-        """Settling goes on in the task that calls this."""
+        """Settling goes on in the task that calls this, until `park`."""
         self._user = asyncio.current_task()
+
+    def park(self) -> None:
+        """A task runs nothing else in between."""
 
     def over(self) -> bool:
         """Whether the session has ended for the task that calls this; not for the one that settles it."""
@@ -153,14 +157,18 @@ class ThreadTurn:
     def _hold_if_free(self) -> bool:
         if self._user is not None:
             return False
-        self._user = threading.get_ident()
+        self._user = THE_GATE
         self.depth = 1
         self.settling = True
         return True
 
     def adopt(self) -> None:
-        """Settling goes on in the thread that calls this."""
+        """Settling goes on in the thread that calls this, until `park`."""
         self._user = threading.get_ident()
+
+    def park(self) -> None:
+        """Settling has left the thread, which may run the app's code next."""
+        self._user = THE_GATE
 
     def over(self) -> bool:
         """Whether the session has ended for the thread that calls this; not for the one that settles it."""

@@ -192,6 +192,23 @@ def test_a_blocking_database_without_a_lifespan_keeps_its_pool_between_requests(
     assert pg.backends() == 0
 
 
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_database_that_is_forgotten_before_its_loop_ends_is_closed_all_the_same(
+    pg: Postgres, file: File, turns: int
+) -> None:
+    async def main(tables: Any) -> None:
+        assert (await post(app_with(tables.config()))).status_code == 201
+        gc.collect()  # as it may happen at any time
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    for _ in range(5):
+        asyncio.run(main(pg))
+        assert pg.backends() == 0
+        asyncio.run(main(file))
+    gc.collect()
+
+
 def test_a_blocking_database_that_nobody_stops_is_closed_when_it_is_forgotten(pg: Postgres) -> None:
     config = pg.sync_config()
     pg.blocking.clear()

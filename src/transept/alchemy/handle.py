@@ -87,8 +87,16 @@ class BlockingHandle:
         self._session.expunge_all()
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if self._seat.turn.settling:
-            self._seat.turn.adopt()
+        turn = self._seat.turn
+        if not turn.settling:
+            return await self._hop(work)
+        turn.adopt()
+        try:
+            return await self._hop(work)
+        finally:
+            turn.park()
+
+    async def _hop(self, work: Callable[[], T]) -> T:
         return work()
 
     def _commit(self) -> None:
@@ -121,8 +129,6 @@ class AsyncHandle(BlockingHandle):
     def session(self) -> AsyncSession:
         return self._async_session
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        if self._seat.turn.settling:
-            self._seat.turn.adopt()
+    async def _hop(self, work: Callable[[], T]) -> T:
         result: T = await greenlet_spawn(work)
         return result
