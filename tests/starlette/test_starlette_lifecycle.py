@@ -12,7 +12,7 @@ from held import COUNT, File, Postgres, calling, eventually, get, insert, out_of
 from sqlalchemy import MetaData, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -354,7 +354,7 @@ def test_an_engine_of_the_user_is_used_as_it_is_and_not_disposed(file: File) -> 
 
 
 async def test_an_async_engine_of_the_user_is_used_as_it_is_and_not_disposed(file: File) -> None:
-    engine = create_async_engine(file.url())
+    engine = create_async_engine(file.url(), poolclass=AsyncAdaptedQueuePool)
     async with engine.connect():
         pass
     before = listeners(engine.sync_engine)

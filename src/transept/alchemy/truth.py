@@ -111,10 +111,10 @@ def _rolls_back_on_timeout(connection: Connection) -> bool:
 
 def _note_error(context: ExceptionContext) -> None:
     connection = context.connection
-    if connection is None or connection.invalidated or context.is_disconnect or context.is_pre_ping:
+    if connection is None or connection.invalidated or context.is_pre_ping:
         return
     original: Any = context.original_exception
-    mark = Mark(str(original).strip().split("\n")[0])
+    mark = Mark(str(original).strip().split("\n")[0] or type(original).__name__)
     dialect = connection.dialect.name
     if dialect in ("mysql", "mariadb"):
         number = _mysql_number(original)
