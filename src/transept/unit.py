@@ -232,12 +232,6 @@ class Unit:
         """The next message of a WebSocket begins: a new unit of work over the same sessions."""
         self._doomed = None
 
-    def end(self) -> None:
-        """End every session. Nothing may be open."""
-        self._ended = True
-        for handle in self._handles.values():
-            handle.end(self.name)
-
     async def enter_block(self, leaf: Leaf[Any] | None = None) -> Block:
         """Begin a block inside this unit: a savepoint on every database in use."""
         leaf = leaf or self._host.leaf
