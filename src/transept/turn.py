@@ -33,13 +33,14 @@ ENDED = (
 class TaskTurn:
     """The turn of an async session, between the tasks of one event loop."""
 
-    __slots__ = ("_user", "_waiters", "depth", "ended", "settling")
+    __slots__ = ("_user", "_waiters", "depth", "ended", "settling", "wanted")
 
     def __init__(self) -> None:
         self._user: asyncio.Task[Any] | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self.depth = 0
         self.settling = False
+        self.wanted = False  # the gate waits to settle: no other statement comes first
         self.ended: str | None = None
 
     def take(self) -> asyncio.Future[None] | None:
@@ -47,11 +48,11 @@ class TaskTurn:
         me = asyncio.current_task()
         if self.over():
             raise OutsideScope(ENDED.format(self.ended))
-        if self._user is None or self._user is me:
+        if self._user is me or (self._user is None and not self.wanted):
             self._user = me
             self.depth += 1
             return None
-        if self.settling:
+        if self.settling or self.wanted:
             return self._freed()
         raise ConcurrentUseError(_task_name(me), _task_name(self._user))
 
@@ -72,8 +73,12 @@ class TaskTurn:
 
     async def hold(self) -> None:
         """Take the turn for settling, after the statement that is under way."""
-        while not self.hold_now():
-            await self._freed()
+        self.wanted = True
+        try:
+            while not self.hold_now():
+                await self._freed()
+        finally:
+            self.wanted = False
 
     def adopt(self) -> None:
         """Settling goes on in the task that calls this, until `park`."""
@@ -105,21 +110,22 @@ class TaskTurn:
 class ThreadTurn:
     """The turn of a blocking session, between threads."""
 
-    __slots__ = ("_changed", "_user", "depth", "ended", "settling")
+    __slots__ = ("_changed", "_user", "depth", "ended", "settling", "wanted")
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
         self._user: int | None = None
         self.depth = 0
         self.settling = False
+        self.wanted = False  # the gate waits to settle: no other statement comes first
         self.ended: str | None = None
 
     def take(self) -> None:
         """Take the turn, waiting while the gate settles, but never on an event loop's thread."""
         me = threading.get_ident()
         with self._changed:
-            while self._user is not None and self._user != me and self.ended is None:
-                if not self.settling or on_loop():
+            while self._user != me and (self._user is not None or self.wanted) and self.ended is None:
+                if not (self.settling or self.wanted) or on_loop():
                     raise ConcurrentUseError(_thread_name(me), _thread_name(self._user))
                 self._changed.wait()
             if self.over():
@@ -151,8 +157,12 @@ class ThreadTurn:
     async def hold(self) -> None:
         """Take the turn for settling, after the statement that is under way. Blocks; never suspends."""
         with self._changed:
-            while not self._hold_if_free():
-                self._changed.wait()
+            self.wanted = True
+            try:
+                while not self._hold_if_free():
+                    self._changed.wait()
+            finally:
+                self.wanted = False
 
     def _hold_if_free(self) -> bool:
         if self._user is not None:
@@ -205,5 +215,7 @@ def _task_name(task: asyncio.Task[Any] | None) -> str:
 
 
 def _thread_name(ident: int | None) -> str:
+    if ident is None or ident == THE_GATE:
+        return "the gate, which settles it,"
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return f"thread {names.get(ident, ident)!r}"

@@ -139,6 +139,31 @@ def test_what_is_written_the_old_way_is_settled_first(database, held):
     body.close()
 
 
+def test_what_is_written_the_old_way_completes_no_body_before_the_last_commit(database, held):
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Length", "2")])(b"ab")
+        insert(1)
+        violate()
+        return []
+
+    said = []
+    body = call(WSGIGate(app, database), said)
+    with pytest.raises(IntegrityError):
+        list(body)
+    body.close()
+    assert (said, held()) == (["200 OK"], [])
+
+
+def test_an_app_that_returns_no_body_leaves_nothing(database, held):
+    def app(environ, start_response):
+        insert(1)
+        start_response("200 OK", [])
+
+    with pytest.raises(TypeError):
+        call(WSGIGate(app, database), [])
+    assert held() == []
+
+
 def test_a_client_that_leaves_half_way_leaves_nothing_open(database, held):
     def app(environ, start_response):
         start_response("200 OK", [])

@@ -184,7 +184,7 @@ class _Request:
         self.status = 0
         self.left: int | None = None
         self.trailers = False
-        self.held: Message | None = None
+        self.held: list[Message] = []
         self.warned = False
         self.units = UnitScope(LOOP, self.describe, gate.registry, scope["method"] in READING_METHODS)
         scope[SCOPE_KEY] = self.units
@@ -280,13 +280,12 @@ class _Request:
                 await self.units.unit.settle(outcome_of(self.status), between_chunks)
 
     async def pass_on(self, message: Message) -> None:
-        """Send what was held back and this, unless it is the chunk that completes a body whose end is yet to come."""
+        """Send what was held back and this, unless a client that counts bytes has the whole body before its end."""
         if self.completes_length(message) and self.phase is not Phase.AFTER:
-            self.held = message
+            self.held.append(message)
             return
-        if self.held is not None:
-            held, self.held = self.held, None
-            await self.send_to(held)
+        while self.held:
+            await self.send_to(self.held.pop(0))
         await self.send_to(message)
 
     def report(self, unit: Unit, settled: Settled, status: int) -> None:

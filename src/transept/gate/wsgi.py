@@ -93,6 +93,7 @@ class _Request:
         self.started = False
         self.complete = False
         self.warned = False
+        self.unwritten: list[bytes] = []
         self.left: int | None = None
         self.write: Callable[[bytes], object] | None = None
         reads_only = environ.get("REQUEST_METHOD", "GET") in READING_METHODS
@@ -150,9 +151,11 @@ class _Request:
     def write_now(self, data: bytes) -> None:
         """WSGI's old way to send a body; what it sends is settled first."""
         self.settle_start()
-        self.before_chunk(data)
         assert self.write is not None
-        self.write(data)
+        if self.before_chunk(data):
+            self.unwritten.append(data)
+        else:
+            self.write(data)
 
     def settle_start(self) -> None:
         if self.started or self.said is None:
@@ -182,6 +185,9 @@ class _Request:
             settled = run_now(unit.finish(outcome_of(self.said[0])))
             self.warned = self.warned or report(unit, settled, self.said[0])
         self.close_unit(None)
+        if self.write is not None:
+            for data in self.unwritten:
+                self.write(data)
         self.units.reads_only = False
         self.complete = True
 
@@ -221,13 +227,14 @@ class _Body:
     def __init__(self, request: _Request, chunks: Iterable[bytes]) -> None:
         self._request = request
         self._chunks = chunks
-        self._iterator = iter(chunks)
+        self._iterator: Iterator[bytes] = iter(())
         self._held: list[bytes] = []
         self._exhausted = False
 
     def begin(self) -> None:
         """Start the response; an app that starts it only with its first chunk is asked for that chunk."""
         request = self._request
+        self._iterator = iter(self._chunks)
         if request.said is None and (first := self._next()) is not None:
             self._held.append(first)
         request.settle_start()
