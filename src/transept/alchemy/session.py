@@ -157,7 +157,9 @@ def guarded_class(plain: Any) -> Any:
     methods: dict[str, Any] = {name: _taking_turn(getattr(plain, name), name) for name in GUARDED}
     for name in HARMLESS_AFTER_THE_END:
         methods[name] = _harmless_after_the_end(methods.get(name) or _taking_turn(getattr(plain, name), name))
-    made: type[Session] = type(plain.__name__, (plain,), {**methods, "__module__": plain.__module__})
+    made: type[Session] = type(
+        plain.__name__, (plain,), {**methods, "__module__": plain.__module__, "transept_plain": plain}
+    )
     event.listen(made, "after_begin", _after_begin)
     event.listen(made, "before_commit", _before_commit)
     event.listen(made, "after_flush", _after_flush)
@@ -165,6 +167,7 @@ def guarded_class(plain: Any) -> Any:
     event.listen(made, "after_rollback", _after_rollback)
     event.listen(made, "after_transaction_create", _after_transaction_create)
     event.listen(made, "after_soft_rollback", _after_soft_rollback)
+    event.listen(made, "after_transaction_end", _after_transaction_end)
     return made
 
 
@@ -172,7 +175,7 @@ def guard(session: Session, seat: Seat) -> None:
     """Make this session take turns from now on."""
     session.transept_seat = seat  # type: ignore[attr-defined]
     plain: Any = type(session)
-    session.__class__ = guarded_class(plain)
+    session.__class__ = guarded_class(getattr(plain, "transept_plain", plain))
 
 
 def _taking_turn(method: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -269,6 +272,12 @@ def _after_transaction_create(session: Any, transaction: SessionTransaction) -> 
     if transaction.nested:
         seat: Seat = session.transept_seat
         seat.marks[transaction] = seat.hooks.mark()
+
+
+def _after_transaction_end(session: Any, transaction: SessionTransaction) -> None:
+    """Also told when the app closes its session and goes on with it."""
+    if transaction.parent is None:
+        session.transept_seat.connections.clear()
 
 
 def _after_soft_rollback(session: Any, previous: SessionTransaction) -> None:

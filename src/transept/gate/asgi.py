@@ -37,7 +37,6 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Answer = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 
 SCOPE_KEY = "transept.units"
-COMPLETE_IN_ONE = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
 logger = logging.getLogger("transept")
 
@@ -294,11 +293,11 @@ class _Request:
             self.warned = report(unit, settled, status)
 
     def is_final(self, message: Message, kind: str) -> bool:
-        if kind == "http.response.body":
+        if kind in ("http.response.body", "http.response.zerocopysend"):
             return not self.trailers and not message.get("more_body", False)
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
-        return kind in COMPLETE_IN_ONE
+        return kind == "http.response.pathsend"
 
     def completes_length(self, message: Message) -> bool:
         """Whether a client that counts bytes has the whole body with this chunk."""

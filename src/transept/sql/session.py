@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 from transept._bridge import run_now
 from transept.errors import CommitFailed
 from transept.turn import TaskTurn, ThreadTurn
+
+logger = logging.getLogger("transept")
 
 __all__ = ["BlockingSQLSession", "Link", "Linker", "Result", "SQLHandle", "SQLSession"]
 
@@ -203,7 +206,10 @@ class SQLHandle:
     async def _let_go(self) -> None:
         link, self._link = self._linked(), None
         self._forget()
-        await link.release()
+        try:
+            await link.release()
+        except Exception:
+            logger.warning("a connection to %r could not be given back", self._database.key, exc_info=True)
 
     def _forget(self) -> None:
         self._failed = None
