@@ -56,11 +56,10 @@ class BlockingHandle:
         await self._run(self._check)
 
     async def commit(self) -> None:
-        dialects = {connection.dialect.name for connection in self._seat.connections}
         try:
             await self._run(self._commit)
         except BaseException as error:
-            if any(in_doubt(dialect, error) for dialect in dialects):
+            if any(in_doubt(connection) for connection in self._seat.connections):
                 raise CommitInDoubt(self._seat.key) from error
             raise
 

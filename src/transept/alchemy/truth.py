@@ -4,7 +4,8 @@ Rule 1: PostgreSQL aborts a transaction at its first error and answers COMMIT wi
 and for free, asyncpg is asked, and only after an error that no savepoint undid.
 Rule 2: MySQL and MariaDB end the transaction at 1213 (and a few kin) and go on in a new one; SQLite ends it at FULL,
 IOERR, NOMEM, INTERRUPT and OR ROLLBACK. No savepoint brings it back. Other errors undo their statement alone.
-Rule 3: a COMMIT that the server answered with an error failed; one that got no answer is in doubt.
+Rule 3: a COMMIT that the server answered with an error failed; one that got no answer is in doubt. What was raised
+before the driver was told to commit, such as by a listener of the app's, is never in doubt.
 
 Errors are told apart by code, never by class or text. What the servers do was seen on PostgreSQL 15 and 18, MariaDB
 10.11, MySQL 9.7 and SQLite 3.40.
@@ -33,6 +34,7 @@ MYSQL_LOCK_WAIT = 1205
 MYSQL_GONE_BEFORE_SENT = frozenset({0, 2006})
 
 _watched: WeakSet[Engine] = WeakSet()
+_unanswered: WeakSet[Connection] = WeakSet()
 
 
 class Mark:
@@ -74,16 +76,24 @@ def why_gone(connection: Connection) -> str | None:
     return None
 
 
-def in_doubt(connection_dialect: str, error: BaseException) -> bool:
-    """Whether COMMIT, which raised this, may have been carried out all the same."""
-    if not isinstance(error, DBAPIError):
-        return isinstance(error, (OSError, EOFError, TimeoutError, asyncio.CancelledError))
-    original: Any = error.orig
-    if connection_dialect == "postgresql":
+def in_doubt(connection: Connection) -> bool:
+    """Whether a COMMIT that failed on this connection may have been carried out all the same.
+
+    SQLAlchemy leaves a root transaction there, inactive, only after a COMMIT that failed.
+    """
+    transaction = connection.get_transaction()
+    return transaction is not None and not transaction.is_active and connection in _unanswered
+
+
+def _got_no_answer(dialect: str, context: ExceptionContext) -> bool:
+    original: Any = context.original_exception
+    if context.sqlalchemy_exception is None:
+        return isinstance(original, (OSError, EOFError, TimeoutError, asyncio.CancelledError))
+    if dialect == "postgresql":
         code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
         never_sent = code is None and type(original).__name__ == "InterfaceError"
         return not never_sent and (code is None or code.startswith("08"))
-    if connection_dialect in ("mysql", "mariadb"):
+    if dialect in ("mysql", "mariadb"):
         number = _mysql_number(original)
         return number not in MYSQL_GONE_BEFORE_SENT and (number is None or 2000 <= number < 3000)
     return False
@@ -111,11 +121,15 @@ def _rolls_back_on_timeout(connection: Connection) -> bool:
 
 def _note_error(context: ExceptionContext) -> None:
     connection = context.connection
-    if connection is None or connection.invalidated or context.is_pre_ping:
+    if connection is None or context.is_pre_ping:
+        return
+    dialect = connection.dialect.name
+    if context.statement is None and _got_no_answer(dialect, context):
+        _unanswered.add(connection)
+    if connection.invalidated:
         return
     original: Any = context.original_exception
     mark = Mark(str(original).strip().split("\n")[0] or type(original).__name__)
-    dialect = connection.dialect.name
     if dialect in ("mysql", "mariadb"):
         number = _mysql_number(original)
         mark.ended, mark.lock_wait = number in MYSQL_ENDS, number == MYSQL_LOCK_WAIT
