@@ -200,14 +200,21 @@ class Registry:
         self._by_key[database.key] = database
         self._by_session_key[database.session_key] = database
 
-    def get(self, key: str | None = None) -> Database:
-        """The database that a bind key or a session key names; without one, the default.
+    def get(self, key: Database | str | None = None) -> Database:
+        """The database that a bind key or a session key names, or this one; without a key, the default.
 
         Raises:
-            ImproperConfigurationError: there is none.
+            ImproperConfigurationError: it is not here.
         """
         if key is None:
             return self._default()
+        if not isinstance(key, str):
+            if key in self:
+                return key
+            raise ImproperConfigurationError(
+                f"{type(key).__name__} {getattr(key, 'key', '')!r} is none of these databases: {self._names()}. Pass "
+                "one of them, its bind_key or its session_key."
+            )
         database = self._by_key.get(key) or self._by_session_key.get(key)
         if database is None:
             near = get_close_matches(key, [*self._by_key, *self._by_session_key], n=1)

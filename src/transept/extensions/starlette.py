@@ -47,8 +47,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class Transept:
-    """Request-scoped sessions for a Starlette app.
+class Extension:
+    """Databases by key, their sessions and engines, tied to an app: what the extensions of Starlette and FastAPI share.
+
+    A key is a bind key, a session key, or the database itself.
 
     Args:
         config: one database, several, or a `Registry`.
@@ -85,11 +87,11 @@ class Transept:
 
     # Configurations, by bind key or session key.
 
-    def get_config(self, key: str | None = None) -> Any:
+    def get_config(self, key: Database | str | None = None) -> Any:
         """The database with this key; without one the only one, or the one named ``"default"``."""
         return self._registry.get(key)
 
-    def get_async_config(self, key: str | None = None) -> SQLAlchemyAsyncConfig:
+    def get_async_config(self, key: Database | str | None = None) -> SQLAlchemyAsyncConfig:
         """As `get_config`, for an async SQLAlchemy database.
 
         Raises:
@@ -102,7 +104,7 @@ class Transept:
             raise _expected("async", config)
         return config
 
-    def get_sync_config(self, key: str | None = None) -> SQLAlchemySyncConfig:
+    def get_sync_config(self, key: Database | str | None = None) -> SQLAlchemySyncConfig:
         """As `get_config`, for a sync SQLAlchemy database.
 
         Raises:
@@ -117,7 +119,7 @@ class Transept:
 
     # Sessions of a request.
 
-    def get_session(self, request: HTTPConnection, key: str | None = None) -> Any:
+    def get_session(self, request: HTTPConnection, key: Database | str | None = None) -> Any:
         """The request's session of this database, the same object each time, also on ``request.state``.
 
         It takes a connection with its first statement, is settled before the response is passed on, and is over when
@@ -129,51 +131,27 @@ class Transept:
         """
         return self._session(request, self._registry.get(key))
 
-    def get_async_session(self, request: HTTPConnection, key: str | None = None) -> AsyncSession:
+    def get_async_session(self, request: HTTPConnection, key: Database | str | None = None) -> AsyncSession:
         """As `get_session`, for an async SQLAlchemy database."""
         session: AsyncSession = self._session(request, self.get_async_config(key))
         return session
 
-    def get_sync_session(self, request: HTTPConnection, key: str | None = None) -> Session:
+    def get_sync_session(self, request: HTTPConnection, key: Database | str | None = None) -> Session:
         """As `get_session`, for a sync SQLAlchemy database."""
         session: Session = self._session(request, self.get_sync_config(key))
         return session
 
-    def provide_session(self, key: str | None = None) -> Callable[[Request], Any]:
-        """A callable that takes a request and returns what `get_session` does."""
-
-        def provide(request: Request) -> Any:
-            return self.get_session(request, key)
-
-        return provide
-
-    def provide_async_session(self, key: str | None = None) -> Callable[[Request], AsyncSession]:
-        """A callable that takes a request and returns what `get_async_session` does."""
-
-        def provide(request: Request) -> AsyncSession:
-            return self.get_async_session(request, key)
-
-        return provide
-
-    def provide_sync_session(self, key: str | None = None) -> Callable[[Request], Session]:
-        """A callable that takes a request and returns what `get_sync_session` does."""
-
-        def provide(request: Request) -> Session:
-            return self.get_sync_session(request, key)
-
-        return provide
-
     # Sessions outside of requests.
 
     @asynccontextmanager
-    async def with_async_session(self, key: str | None = None) -> AsyncIterator[AsyncSession]:
+    async def with_async_session(self, key: Database | str | None = None) -> AsyncIterator[AsyncSession]:
         """A new session in a unit of work of its own, committed at a clean end of the block, else rolled back."""
         config = self.get_async_config(key)
         async with new_unit_of_work() as unit:
             yield unit.session(config)
 
     @contextmanager
-    def with_sync_session(self, key: str | None = None) -> Iterator[Session]:
+    def with_sync_session(self, key: Database | str | None = None) -> Iterator[Session]:
         """As `with_async_session`, blocking."""
         config = self.get_sync_config(key)
         with new_unit_of_work() as unit:
@@ -181,30 +159,18 @@ class Transept:
 
     # Engines.
 
-    def get_engine(self, key: str | None = None) -> Engine | AsyncEngine:
+    def get_engine(self, key: Database | str | None = None) -> Engine | AsyncEngine:
         """The engine of a SQLAlchemy database; an async one belongs to the running event loop."""
         config = self._registry.get(key)
         return self.get_sync_config(key).get_engine() if config.blocking else self.get_async_config(key).get_engine()
 
-    def get_async_engine(self, key: str | None = None) -> AsyncEngine:
+    def get_async_engine(self, key: Database | str | None = None) -> AsyncEngine:
         """The engine of an async SQLAlchemy database, for the running event loop."""
         return self.get_async_config(key).get_engine()
 
-    def get_sync_engine(self, key: str | None = None) -> Engine:
+    def get_sync_engine(self, key: Database | str | None = None) -> Engine:
         """The engine of a sync SQLAlchemy database."""
         return self.get_sync_config(key).get_engine()
-
-    def provide_engine(self, key: str | None = None) -> Callable[[], Engine | AsyncEngine]:
-        """A callable that returns what `get_engine` does."""
-        return lambda: self.get_engine(key)
-
-    def provide_async_engine(self, key: str | None = None) -> Callable[[], AsyncEngine]:
-        """A callable that returns what `get_async_engine` does."""
-        return lambda: self.get_async_engine(key)
-
-    def provide_sync_engine(self, key: str | None = None) -> Callable[[], Engine]:
-        """A callable that returns what `get_sync_engine` does."""
-        return lambda: self.get_sync_engine(key)
 
     def _session(self, request: HTTPConnection, database: Database) -> Any:
         units = unit_scope(request.scope)
@@ -214,6 +180,46 @@ class Transept:
                 "app starts."
             )
         return units.open().session(database)
+
+
+class Transept(Extension):
+    """Request-scoped sessions for a Starlette app; see `Extension`."""
+
+    def provide_session(self, key: Database | str | None = None) -> Callable[[Request], Any]:
+        """A callable that takes a request and returns what `get_session` does."""
+
+        def provide(request: Request) -> Any:
+            return self.get_session(request, key)
+
+        return provide
+
+    def provide_async_session(self, key: Database | str | None = None) -> Callable[[Request], AsyncSession]:
+        """A callable that takes a request and returns what `get_async_session` does."""
+
+        def provide(request: Request) -> AsyncSession:
+            return self.get_async_session(request, key)
+
+        return provide
+
+    def provide_sync_session(self, key: Database | str | None = None) -> Callable[[Request], Session]:
+        """A callable that takes a request and returns what `get_sync_session` does."""
+
+        def provide(request: Request) -> Session:
+            return self.get_sync_session(request, key)
+
+        return provide
+
+    def provide_engine(self, key: Database | str | None = None) -> Callable[[], Engine | AsyncEngine]:
+        """A callable that returns what `get_engine` does."""
+        return lambda: self.get_engine(key)
+
+    def provide_async_engine(self, key: Database | str | None = None) -> Callable[[], AsyncEngine]:
+        """A callable that returns what `get_async_engine` does."""
+        return lambda: self.get_async_engine(key)
+
+    def provide_sync_engine(self, key: Database | str | None = None) -> Callable[[], Engine]:
+        """A callable that returns what `get_sync_engine` does."""
+        return lambda: self.get_sync_engine(key)
 
 
 def _registry_of(app: Starlette) -> Registry | None:
