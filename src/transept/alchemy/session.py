@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from sqlalchemy import TextClause, event
 from sqlalchemy.engine import Connection, CursorResult
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from sqlalchemy.util import await_only
 
 from transept._sqlite import MAY_WRITE
@@ -46,6 +46,7 @@ GUARDED = [
     "scalars",
 ]
 HARMLESS_AFTER_THE_END = ("close", "reset", "invalidate", "rollback")
+HANDED_OUT = (SessionTransactionOrigin.BEGIN, SessionTransactionOrigin.BEGIN_NESTED)
 
 READS = re.compile(r"\s*(select|show|values|explain|pragma|table|set|savepoint|release|rollback)\b", re.IGNORECASE)
 
@@ -171,6 +172,11 @@ def guarded_class(plain: Any) -> Any:
     return made
 
 
+def _seat_of(transaction: SessionTransaction) -> Seat:
+    seat: Seat = transaction.session.transept_seat  # type: ignore[attr-defined]
+    return seat
+
+
 def guard(session: Session, seat: Seat) -> None:
     """Make this session take turns from now on."""
     session.transept_seat = seat  # type: ignore[attr-defined]
@@ -207,6 +213,20 @@ def _harmless_after_the_end(method: Callable[..., Any]) -> Callable[..., Any]:
         return method(self, *arguments, **keywords)
 
     return guarded
+
+
+# The end of `session.begin()` and `session.begin_nested()` blocks goes past the session's own methods.
+GUARDED_TRANSACTION: Any = type(
+    "SessionTransaction",
+    (SessionTransaction,),
+    {
+        "__module__": SessionTransaction.__module__,
+        "transept_seat": property(_seat_of),
+        "commit": _taking_turn(SessionTransaction.commit, "commit"),
+        "rollback": _harmless_after_the_end(_taking_turn(SessionTransaction.rollback, "rollback")),
+        "close": _harmless_after_the_end(_taking_turn(SessionTransaction.close, "close")),
+    },
+)
 
 
 def _note_live(given: Any, seat: Seat) -> None:
@@ -272,6 +292,8 @@ def _after_transaction_create(session: Any, transaction: SessionTransaction) -> 
     if transaction.nested:
         seat: Seat = session.transept_seat
         seat.marks[transaction] = seat.hooks.mark()
+    if transaction.origin in HANDED_OUT:
+        transaction.__class__ = GUARDED_TRANSACTION
 
 
 def _after_transaction_end(session: Any, transaction: SessionTransaction) -> None:
