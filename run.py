@@ -20,6 +20,7 @@ HELP = """usage: python3 run.py COMMAND [ARGUMENT...]
   demo     run examples/orders/demo.py
   test     run the tests with pytest; --nothing-left-out also starts missing servers and fails on a skipped test
   check    formatting, lint, types and import layers
+  bench    run bench/request.py: what a request costs, here and elsewhere
   matrix   run the tests against the oldest and the newest versions that pyproject.toml allows (needs uv)
 
 Arguments are passed on, and paths among them start at the project's folder. The environment is made on first use.
@@ -27,7 +28,7 @@ Arguments are passed on, and paths among them start at the project's folder. The
 
 
 def main(arguments: list[str]) -> int:
-    commands = {"demo": demo, "test": test, "check": check, "matrix": matrix}
+    commands = {"demo": demo, "test": test, "check": check, "bench": bench, "matrix": matrix}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if arguments else 2
@@ -61,6 +62,11 @@ def check(arguments: list[str]) -> int:
             failed.append(step)
     say(f"failed: {', '.join(failed)}" if failed else "all checks passed")
     return 1 if failed else 0
+
+
+def bench(arguments: list[str]) -> int:
+    environment("--group", "bench")
+    return run("python", "bench/request.py", *arguments)
 
 
 def matrix(arguments: list[str]) -> int:

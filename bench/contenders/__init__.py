@@ -1,0 +1,131 @@
+"""Who is measured: each contender is the same small app, with its sessions made in another way.
+
+Each has three paths that are timed, `/nodb`, `/read` and `/write`, and two that show whether it keeps the promise:
+`/refused` writes and answers 400, `/broken` writes what fails only at COMMIT and answers 201.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from database import Place
+from sqlalchemy import text
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+__all__ = ["BY_HAND", "CONTENDERS", "Contender", "MissingError", "awaited", "nodb", "on_request", "routes"]
+
+App = Callable[..., Awaitable[None]]
+Make = Callable[[Place, str], AbstractAsyncContextManager[App]]
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class MissingError(Exception):
+    """This contender cannot be measured here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`package`: what must be installed; `made_by`: the module of this folder and the function in it."""
+
+    name: str
+    title: str
+    package: str
+    made_by: str
+    paths: Sequence[str] = ("/nodb", "/read", "/write")
+
+    def app(self, place: Place) -> AbstractAsyncContextManager[App]:
+        """Its app, started, with a pool of the size that the place says.
+
+        Raises:
+            MissingError: what it needs is not installed.
+        """
+        try:
+            version(self.package)
+        except PackageNotFoundError:
+            raise MissingError("not installed") from None
+        module, _, function = self.made_by.partition(":")
+        make: Make = getattr(import_module(f"contenders.{module}"), function)
+        return make(place, self.name)
+
+
+BY_HAND = Contender("by-hand", "SQLAlchemy by hand", "sqlalchemy", "by_hand:by_hand")
+
+CONTENDERS = [
+    Contender("bare", "bare Starlette", "starlette", "by_hand:bare", paths=["/nodb"]),
+    BY_HAND,
+    Contender("transept", "Transept, get_session()", "transept", "transept:by_request"),
+    Contender("transept-context", "Transept, db_session()", "transept", "transept:by_context"),
+    Contender("advanced-alchemy", "Advanced Alchemy", "advanced-alchemy", "advanced_alchemy:extension"),
+    Contender("context-async-asgi", "context-async-sqlalchemy, ASGI", "context-async-sqlalchemy", "context_async:asgi"),
+    Contender(
+        "context-async-starlette",
+        "context-async-sqlalchemy, Starlette",
+        "context-async-sqlalchemy",
+        "context_async:ready_made",
+    ),
+    Contender("sqlspec", "SQLSpec, asyncpg", "sqlspec", "sqlspec:plugin"),
+]
+
+
+async def nodb(request: Request) -> Response:
+    return PlainTextResponse("nothing")
+
+
+def routes(read: Endpoint, write: Endpoint, refused: Endpoint, broken: Endpoint) -> list[Route]:
+    return [
+        Route("/nodb", nodb),
+        Route("/read", read),
+        Route("/write", write, methods=["POST"]),
+        Route("/refused", refused, methods=["POST"]),
+        Route("/broken", broken, methods=["POST"]),
+    ]
+
+
+def on_request(session_of: Callable[[Request], Any], place: Place, name: str) -> list[Route]:
+    """Endpoints that find their SQLAlchemy session by the request."""
+    select, insert, insert_orphan = map(text, (place.select, place.insert, place.insert_orphan))
+
+    async def read(request: Request) -> Response:
+        session = session_of(request)
+        return PlainTextResponse(await session.scalar(select, {"id": 1}))
+
+    async def writing(statement: Any, status: int, request: Request) -> Response:
+        session = session_of(request)
+        await session.execute(statement, {"name": name})
+        return PlainTextResponse("written", status)
+
+    async def write(request: Request) -> Response:
+        session = session_of(request)
+        await session.execute(insert, {"name": name})
+        return PlainTextResponse("written", 201)
+
+    return routes(read, write, partial(writing, insert, 400), partial(writing, insert_orphan, 201))
+
+
+def awaited(session: Callable[[], Awaitable[Any]], place: Place, name: str) -> list[Route]:
+    """Endpoints that find their SQLAlchemy session by the context."""
+    select, insert, insert_orphan = map(text, (place.select, place.insert, place.insert_orphan))
+
+    async def read(request: Request) -> Response:
+        found = await session()
+        return PlainTextResponse(await found.scalar(select, {"id": 1}))
+
+    async def writing(statement: Any, status: int, request: Request) -> Response:
+        found = await session()
+        await found.execute(statement, {"name": name})
+        return PlainTextResponse("written", status)
+
+    async def write(request: Request) -> Response:
+        found = await session()
+        await found.execute(insert, {"name": name})
+        return PlainTextResponse("written", 201)
+
+    return routes(read, write, partial(writing, insert, 400), partial(writing, insert_orphan, 201))

@@ -1,0 +1,181 @@
+"""What a request costs: bare Starlette, SQLAlchemy by hand, Transept, and others, side by side in one process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from time import perf_counter_ns, process_time_ns
+
+import imports
+from contenders import CONTENDERS, App, Contender, MissingError
+from database import Place, PlaceError, prepared
+from measuring import GarbageError, Held, Times, checked, counted, held, profiled, timed
+from report import machine, markdown_table, profile_table, promises, text_table, times_of, versions
+
+VARIABLE = "TRANSEPT_BENCH_POSTGRES"
+USUAL = "postgresql://postgres@127.0.0.1:5432/postgres"
+PATHS = ["/nodb", "/read", "/write"]
+WARM_UP = 50  # requests, of each path
+CLOCKS = {"wall": perf_counter_ns, "cpu": process_time_ns}
+
+PAGE = """# What it costs
+
+The last measured run, written by `python3 run.py bench --markdown docs/reference/cost.md`. How it is measured, and how
+to read it, is in [bench/README.md](../../bench/README.md).
+"""
+
+
+class Bench:
+    """One run: the contenders that are there, what they keep, and their times."""
+
+    def __init__(self, options: argparse.Namespace, place: Place) -> None:
+        self.options = options
+        self.place = place
+        self.contenders: list[Contender] = options.only or CONTENDERS
+        self.apps: dict[tuple[str, str], App] = {}
+        self.held: dict[str, Held] = {}
+        self.left_out: dict[str, str] = {}
+
+    async def run(self) -> Times:
+        async with AsyncExitStack() as stack:
+            for one in self.contenders:
+                try:
+                    await self.prepare(one, await stack.enter_async_context(one.app(self.place)))
+                except MissingError as error:
+                    self.left_out[one.title] = str(error)
+                except Exception as error:
+                    self.left_out[one.title] = f"DOES NOT WORK: {error!r}"
+            before = {one.name: await self.place.rows(one.name) for one in self.contenders}
+            options = self.options
+            times = await timed(self.apps, rounds=options.rounds, calls=options.calls, clock=CLOCKS[options.clock])
+            for path, name in self.apps:
+                if path == "/write":
+                    await self.count(name, before[name])
+        return times
+
+    async def prepare(self, one: Contender, app: App) -> None:
+        """Nothing is timed that does not do its work."""
+        paths = [path for path in one.paths if path in self.options.path]
+        for path in paths:
+            for _ in range(WARM_UP):
+                await checked(app, path)
+        if "/write" in one.paths:
+            self.held[one.name] = await held(app, self.place, one.name)
+        self.apps.update({(path, one.name): app for path in paths})
+
+    async def count(self, name: str, before: int) -> None:
+        rows, told = await self.place.rows(name) - before, counted(self.options.rounds, self.options.calls)
+        if rows != told:
+            raise GarbageError(f"{name} answered 201 to {told} requests, and the table has {rows} rows of them")
+
+    def tables(self, times: Times) -> list[list[list[str]]]:
+        found = [times_of(path, times, self.contenders) for path in self.options.path]
+        return [*found, promises(self.held, self.contenders)]
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parsed(arguments)
+    try:
+        return asyncio.run(profile(options) if options.profile else compare(options))
+    except (PlaceError, MissingError, GarbageError) as error:
+        print(f"request.py: {error}", file=sys.stderr)
+        return 1
+
+
+async def compare(options: argparse.Namespace) -> int:
+    async with prepared(options.url, options.pool) as place:
+        print(f"{machine()}\n{versions(await place.server())}\n{amount(options)}", flush=True)
+        bench = Bench(options, place)
+        times = await bench.run()
+        for rows in bench.tables(times):
+            print(f"\n{text_table(rows)}")
+        print()
+        for title, reason in bench.left_out.items():
+            print(f"{title}: {reason}")
+        if options.markdown is not None:
+            options.markdown.write_text(await page(options, bench, times), "utf-8")
+    return 0
+
+
+async def page(options: argparse.Namespace, bench: Bench, times: Times) -> str:
+    about = f"{machine()}; {versions(await bench.place.server())}. {amount(options)}."
+    tables = map(markdown_table, bench.tables(times))
+    left_out = "\n".join(f"- {title}: {reason}" for title, reason in bench.left_out.items())
+    imported = imports.sentence(imports.added(runs=5))
+    return "\n\n".join(part.strip() for part in (PAGE, about, *tables, left_out, imported) if part) + "\n"
+
+
+async def profile(options: argparse.Namespace) -> int:
+    one, path = options.profile
+    async with prepared(options.url, options.pool) as place, one.app(place) as app:
+        await checked(app, path)
+        stats = await profiled(app, path, options.calls)
+        print(f"{one.title}, {path}, {options.calls} calls\n\n{profile_table(stats, options.calls)}")
+    return 0
+
+
+def amount(options: argparse.Namespace) -> str:
+    time = {"wall": "time as it passes", "cpu": "time of this process's processor"}[options.clock]
+    requests = f"{options.rounds} rounds of {options.calls} requests, ten times as many for /nodb"
+    return f"{requests}; pools of {options.pool}; {time}"
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    names = ", ".join(one.name for one in CONTENDERS)
+    parser = argparse.ArgumentParser(prog="request.py", description=__doc__, epilog=f"Contenders: {names}.")
+    parser.add_argument("--rounds", type=positive, default=60, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--calls", type=positive, default=50, metavar="N", help="requests a round; default: %(default)s"
+    )
+    parser.add_argument(
+        "--only", action="append", type=contender, metavar="NAME", help="this contender; may be repeated"
+    )
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: without what PostgreSQL takes")
+    parser.add_argument("--path", action="append", choices=PATHS, help="this path; may be repeated")
+    parser.add_argument("--pool", type=positive, default=5, metavar="N", help="connections each; default: %(default)s")
+    parser.add_argument(
+        "--url", default=os.environ.get(VARIABLE, USUAL), help=f"PostgreSQL; default: {VARIABLE} or {USUAL}"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
+    parser.add_argument(
+        "--profile", nargs=2, metavar=("NAME", "PATH"), help="show what a contender's path spends time on"
+    )
+    options = parser.parse_args(arguments)
+    options.path = [path for path in PATHS if path in (options.path or PATHS)]
+    if options.markdown is not None and not options.markdown.parent.is_dir():
+        parser.error(f"argument --markdown: there is no folder {options.markdown.parent}")
+    if options.profile:
+        options.profile = profile_of(parser, *options.profile)
+    return options
+
+
+def profile_of(parser: argparse.ArgumentParser, name: str, path: str) -> tuple[Contender, str]:
+    try:
+        found = contender(name)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --profile: {error}")
+    if path not in found.paths:
+        parser.error(f"argument --profile: {name} has no path {path!r}; there are {', '.join(found.paths)}")
+    return found, path
+
+
+def contender(name: str) -> Contender:
+    for one in CONTENDERS:
+        if one.name == name:
+            return one
+    raise argparse.ArgumentTypeError(f"no contender {name!r}; there are {', '.join(one.name for one in CONTENDERS)}")
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, not {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
