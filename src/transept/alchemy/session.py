@@ -87,17 +87,26 @@ class Seat:
         self.wrote = False
         self.app_ended: bool | None = None
 
-    def enter(self) -> None:
-        """Take the turn for one call of the app's."""
+    def enter(self) -> bool:
+        """Take the turn for one call of the app's. What comes back is for `leave`."""
         turn = self.turn
         if isinstance(turn, TaskTurn):
             while (settled := turn.take()) is not None:
                 await_only(settled)
         else:
             turn.take()
-        MAY_WRITE.set(self.may_write)
+        outside = MAY_WRITE.get()
+        if outside is not self.may_write:
+            MAY_WRITE.set(self.may_write)
         if self.first_use is not None:
-            self._use_for_the_first_time()
+            self._use_for_the_first_time(outside)
+        return outside
+
+    def leave(self, outside: bool) -> None:
+        """A session of the app's own, which may come next in this context, begins as it would without this one."""
+        if outside is not self.may_write:
+            MAY_WRITE.set(outside)
+        self.turn.leave()
 
     def check(self) -> None:
         """Raise if a COMMIT would not keep the transaction."""
@@ -112,12 +121,12 @@ class Seat:
             cursor.close()
         self.cursors.clear()
 
-    def _use_for_the_first_time(self) -> None:
+    def _use_for_the_first_time(self, outside: bool) -> None:
         try:
             if self.first_use is not None:
                 self.first_use()
         except BaseException:
-            self.turn.leave()
+            self.leave(outside)
             raise
         self.first_use = None
 
@@ -142,11 +151,11 @@ class LiveCursor:
         self._cursor.close()
 
     def _fetch(self, fetch: Callable[..., Any], *arguments: Any) -> Any:
-        self._seat.enter()
+        outside = self._seat.enter()
         try:
             return fetch(*arguments)
         finally:
-            self._seat.turn.leave()
+            self._seat.leave(outside)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
@@ -191,7 +200,7 @@ def _taking_turn(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def guarded(self: Any, *arguments: Any, **keywords: Any) -> Any:
         seat: Seat = self.transept_seat
-        seat.enter()
+        outside = seat.enter()
         try:
             if notes_write and not seat.wrote:
                 seat.wrote = _writes(arguments[0] if arguments else keywords.get("statement"))
@@ -200,7 +209,7 @@ def _taking_turn(method: Callable[..., Any], name: str) -> Callable[..., Any]:
                 _note_live(result, seat)
             return result
         finally:
-            seat.turn.leave()
+            seat.leave(outside)
 
     return guarded
 
