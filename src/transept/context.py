@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
-from contextvars import ContextVar, Token
-from types import TracebackType
+from contextvars import ContextVar
 from typing import Any
 
-from transept._bridge import run_now
 from transept.database import Registry
-from transept.errors import OutsideScope, UsageError
+from transept.errors import OutsideScope
 from transept.hosts import LoopHost, PlainHost
-from transept.unit import Block, Host, Unit
+from transept.unit import BeforeCommit, Host, Unit
 
-__all__ = ["CURRENT", "UnitScope", "after_commit", "after_rollback", "current_unit", "doom", "unit_of_work"]
+__all__ = [
+    "CURRENT",
+    "LOOP",
+    "PLAIN",
+    "NamedScope",
+    "UnitScope",
+    "after_commit",
+    "after_rollback",
+    "current_unit",
+    "doom",
+    "is_context_initiated",
+    "open_scope",
+]
 
 
 class UnitScope:
@@ -24,17 +33,17 @@ class UnitScope:
     A copied context (a child task, a worker thread) holds the same scope, so it sees a unit end, or be replaced.
     """
 
-    __slots__ = ("closed", "describe", "host", "reads_only", "registry", "unit")
+    host: Host
+    registry: Registry | None = None
+    reads_only = False
+    before_commit: BeforeCommit | None = None
+    unit: Unit | None = None
+    closed = False
+    outer: UnitScope | None = None  # the scope that this one was made in
 
-    def __init__(
-        self, host: Host, describe: Callable[[], str], registry: Registry | None = None, reads_only: bool = False
-    ) -> None:
-        self.host = host
-        self.describe = describe
-        self.registry = registry
-        self.reads_only = reads_only
-        self.unit: Unit | None = None
-        self.closed = False
+    def describe(self) -> str:
+        """What the unit is called in errors and logs."""
+        raise NotImplementedError
 
     def open(self) -> Unit:
         """The unit of the moment.
@@ -47,14 +56,30 @@ class UnitScope:
             if self.closed:
                 raise OutsideScope(
                     f"{self.describe()} is over, and this code outlived it. Give work that outlives a request a unit "
-                    "of its own: `async with unit_of_work():` (or `with`) where the work is done."
+                    "of its own: wrap the function in in_new_unit(), or use `async with unit_of_work():` (or `with`) "
+                    "where the work is done."
                 )
             with _opening:
                 unit = self.unit
                 if unit is None:
                     unit = Unit(self.host, self.describe(), self.registry, reads_only=self.reads_only)
+                    unit.before_commit = self.before_commit
                     self.unit = unit
         return unit
+
+
+class NamedScope(UnitScope):
+    """The scope of a unit that no request has: a block's, or a function's. Knows the databases of the one around it."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self.host = host
+        self.name = name
+        self.outer = outer = CURRENT.get()
+        if outer is not None:
+            self.registry, self.before_commit = outer.registry, outer.before_commit
+
+    def describe(self) -> str:
+        return self.name
 
 
 CURRENT: ContextVar[UnitScope | None] = ContextVar("transept_current", default=None)
@@ -63,6 +88,17 @@ _opening = threading.Lock()  # threads of one request may ask at the same time; 
 
 LOOP = LoopHost()
 PLAIN = PlainHost()
+
+
+def open_scope() -> UnitScope | None:
+    """The scope that this code runs in, unless it is over."""
+    scope = CURRENT.get()
+    return None if scope is None or scope.closed else scope
+
+
+def is_context_initiated() -> bool:
+    """Whether this code runs in a unit of work, so that `db_session` has something to give."""
+    return open_scope() is not None
 
 
 def current_unit() -> Unit:
@@ -93,107 +129,3 @@ def after_commit(hook: Callable[[], Any]) -> Callable[[], Any]:
 def after_rollback(hook: Callable[[], Any]) -> Callable[[], Any]:
     """Call `hook()` when the current unit has rolled back; see `Unit.after_rollback`."""
     return current_unit().after_rollback(hook)
-
-
-class unit_of_work:  # noqa: N801 - reads as the function that it is called like
-    """A block of work that is kept as a whole or not at all: ``async with unit_of_work() as unit`` or ``with``.
-
-    Where there is no open unit, the block is one: it commits on a clean exit and rolls back on an error, whatever the
-    commit mode, and its sessions end with it. Inside an open unit, it is a savepoint of that unit: an error undoes the
-    block alone, and what it did is committed when the unit is.
-
-    The `with` form is blocking, for sync databases.
-    """
-
-    def __init__(self) -> None:
-        self._unit: Unit | None = None
-        self._block: Block | None = None
-        self._token: Token[UnitScope | None] | None = None
-
-    async def __aenter__(self) -> Unit:
-        unit = self._begin(LOOP)
-        if self._token is None:
-            self._block = await unit.enter_block()
-        return unit
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        unit = self._opened()
-        if self._block is not None:
-            await unit._host.shielded(unit.leave_block(self._block, error))
-            return
-        try:
-            await self._finish(unit, error)
-        finally:
-            self._reset()
-
-    def __enter__(self) -> Unit:
-        unit = self._begin(PLAIN)
-        if self._token is None:
-            awaiting = [database.key for database, handle in unit.handles() if not database.blocking]
-            if awaiting:
-                raise UsageError(
-                    f"a blocking block cannot be a part of {unit.name}, which uses async databases "
-                    f"({', '.join(map(repr, awaiting))}): use `async with unit_of_work():`."
-                )
-            self._block = run_now(unit.enter_block(PLAIN.leaf))
-        return unit
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        unit = self._opened()
-        if self._block is not None:
-            run_now(unit.leave_block(self._block, error, PLAIN.leaf))
-            return
-        try:
-            run_now(self._finish(unit, error))
-        finally:
-            self._reset()
-
-    def _begin(self, host: Host) -> Unit:
-        if self._unit is not None:
-            raise RuntimeError("a unit_of_work() serves one block: call unit_of_work() for each.")
-        scope = self._outer()
-        if scope is not None and not scope.closed:
-            self._unit = scope.open()
-        else:
-            caller = sys._getframe(2)
-            where = f"the block in {caller.f_code.co_name} ({caller.f_code.co_filename}:{caller.f_lineno})"
-            scope = UnitScope(host, lambda: where)
-            self._unit = scope.open()
-            self._token = CURRENT.set(scope)
-        return self._unit
-
-    def _outer(self) -> UnitScope | None:
-        return CURRENT.get()
-
-    def _opened(self) -> Unit:
-        if self._unit is None:
-            raise RuntimeError("this unit_of_work() was never entered.")
-        return self._unit
-
-    async def _finish(self, unit: Unit, error: BaseException | None) -> None:
-        if error is None:
-            await unit.finish(lambda database: True)
-            return
-        try:
-            await unit.close()
-        except Exception as failure:
-            error.add_note(f"transept: while closing {unit.name}: {failure!r}")
-
-    def _reset(self) -> None:
-        token, self._token = self._token, None
-        if token is not None:
-            scope = CURRENT.get()
-            if scope is not None:
-                scope.closed, scope.unit = True, None
-            CURRENT.reset(token)
-
-
-class new_unit_of_work(unit_of_work):  # noqa: N801 - as unit_of_work
-    """A unit of work of its own, also where another one is open."""
-
-    def _outer(self) -> UnitScope | None:
-        return None

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from transept.errors import ImproperConfigurationError
 from transept.policy import Policy
 
-__all__ = ["Database", "Handle", "Registry", "Savepoints"]
+__all__ = ["Adopts", "Database", "Gives", "Handle", "Prepares", "Registry", "Savepoints"]
+
+S_co = TypeVar("S_co", covariant=True)
 
 
 class Handle(Protocol):
@@ -135,6 +137,46 @@ class Database(Protocol):
     async def stop(self) -> None:
         """Close what was opened here. Never touches what the user handed in. May be called again."""
         ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """The capability of a database that may have something to await before a session is made."""
+
+    @property
+    def prepares(self) -> bool:
+        """Whether it has."""
+        ...
+
+    async def prepare(self) -> None:
+        """Await it."""
+        ...
+
+
+@runtime_checkable
+class Adopts(Protocol):
+    """The capability of a database that takes sessions in which the app has made, and gives them up again."""
+
+    def adopt(self, session: Any, hooks: Any, reads_only: bool) -> Handle:
+        """A handle over this session."""
+        ...
+
+    def give_up(self, handle: Any) -> Any:
+        """The session of a handle that `adopt` or `open` made, as it was before."""
+        ...
+
+
+class HasSession(Protocol[S_co]):
+    """A handle, for type checkers: what its session is."""
+
+    @property
+    def session(self) -> S_co: ...
+
+
+class Gives(Protocol[S_co]):
+    """A database, for type checkers: what kind of session it gives."""
+
+    def open(self, hooks: Any, reads_only: bool) -> HasSession[S_co]: ...
 
 
 class Registry:

@@ -14,6 +14,8 @@ __all__ = [
     "CommitFailed",
     "CommitInDoubt",
     "ConcurrentUseError",
+    "ContextAlreadyInitiatedError",
+    "ContextNotInitiatedError",
     "DatabaseSaidNo",
     "ImproperConfigurationError",
     "OpenCursorError",
@@ -39,6 +41,14 @@ class ImproperConfigurationError(UsageError):
 
 class OutsideScope(UsageError):  # noqa: N818 - the name is part of the public vocabulary
     """A session or a unit of work was asked for, or used, where there is none."""
+
+
+ContextNotInitiatedError = OutsideScope
+"""`OutsideScope`, by the name that it has where sessions are reached through a context variable."""
+
+
+class ContextAlreadyInitiatedError(UsageError):
+    """A context for `db_session` was begun where there is one."""
 
 
 class ConcurrentUseError(UsageError):

@@ -10,19 +10,22 @@ Rule 4: every session is ended, whatever fails on the way; an error of cleaning 
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 from transept._bridge import is_async
-from transept.database import Database, Handle, Registry, Savepoints
-from transept.errors import CommitInDoubt, OutsideScope, PartlyCommitted, UsageError
+from transept.database import Adopts, Database, Gives, Handle, Prepares, Registry, Savepoints
+from transept.errors import CommitFailed, CommitInDoubt, OutsideScope, PartlyCommitted, UsageError
 
-__all__ = ["Block", "Hooks", "Host", "Settled", "Unit"]
+__all__ = ["BeforeCommit", "Block", "Hooks", "Host", "Settled", "Unit"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 Hook = Callable[[], Any]
+BeforeCommit = Callable[[Any], Any]
 Keeps = Callable[[Database | None], bool]
 Spare = Callable[[Database, Handle], bool]
 Leaf = Callable[[bool, Coroutine[Any, Any, T]], Awaitable[T]]
@@ -51,12 +54,16 @@ class Host(Protocol):
 
 
 class Hooks:
-    """The callables to run when the unit has committed, or has rolled back, in the order registered."""
+    """The callables to run when the unit has committed, or has rolled back, in the order registered.
 
-    __slots__ = ("_entries",)
+    `failed_block` says why no COMMIT may follow: an error left a block that was a part of the unit.
+    """
+
+    __slots__ = ("_entries", "failed_block")
 
     def __init__(self) -> None:
         self._entries: list[tuple[bool, Hook]] = []
+        self.failed_block: str | None = None
 
     def add(self, committed: bool, hook: Hook) -> None:
         self._entries.append((committed, hook))
@@ -114,30 +121,55 @@ class Settling:
 
 @dataclass(slots=True)
 class Block:
-    """A block inside an open unit: where it began, so that it can be undone alone."""
+    """A block inside a unit: where it began, so that it can be undone alone, unless it is `joined` to what is around.
 
-    mark: int
-    savepoints: dict[Database, Any]
+    `database`: the only one that it concerns; None means all. `failed`: why it cannot be kept.
+    """
+
+    mark: int = 0
+    joined: bool = False
+    database: Database | None = None
+    savepoints: dict[Database, Any] = field(default_factory=dict)
+    failed: str | None = None
 
 
 class Unit:
     """A unit of work. Get one from `unit_of_work()` or `current_unit()`; its methods do no I/O unless awaited."""
 
-    __slots__ = ("_doomed", "_ended", "_handles", "_host", "_registry", "hooks", "name", "reads_only")
+    __slots__ = (
+        "_app_ended",
+        "_doomed",
+        "_ended",
+        "_handles",
+        "_registry",
+        "before_commit",
+        "blocks",
+        "hooks",
+        "host",
+        "name",
+        "reads_only",
+    )
 
     def __init__(self, host: Host, name: str, registry: Registry | None = None, *, reads_only: bool = False) -> None:
-        self._host = host
+        self.host = host
         self._registry = registry
         self._handles: dict[Database, Handle] = {}
+        self._app_ended: dict[Database, bool] = {}
         self._doomed: str | None = None
         self._ended = False
+        self.before_commit: BeforeCommit | None = None
+        self.blocks: list[Block] = []
         self.hooks = Hooks()
         self.name = name
         self.reads_only = reads_only
 
     # What the app calls.
 
-    def session(self, database: Database | str | None = None) -> Any:
+    @overload
+    def session(self, database: Gives[S]) -> S: ...
+    @overload
+    def session(self, database: str | None = None) -> Any: ...
+    def session(self, database: Any = None) -> Any:
         """The unit's session of this database, the same object each time; it lives as long as the unit.
 
         Takes the database, its key, or nothing where there is one (or a default). Takes no connection: the first
@@ -145,16 +177,104 @@ class Unit:
 
         Raises:
             OutsideScope: the unit is over.
-            UsageError: an async database in a blocking unit.
+            UsageError: an async database in a blocking unit, or one that must be awaited (`prepared`).
+        """
+        found = self.database(database)
+        handle = self._handles.get(found)
+        if handle is None:
+            if isinstance(found, Prepares) and found.prepares:
+                raise UsageError(
+                    f"database {found.key!r} has a before_create_session_handler, which has to be awaited: ask for "
+                    "the session with `await db_session(...)` first."
+                )
+            handle = self._open(found)
+        return handle.session
+
+    @overload
+    async def prepared(self, database: Gives[S]) -> S: ...
+    @overload
+    async def prepared(self, database: str | None = None) -> Any: ...
+    async def prepared(self, database: Any = None) -> Any:
+        """As `session`, after what the database has to await before. Callers that race get the same session."""
+        found = self.database(database)
+        handle = self._handles.get(found)
+        if handle is None:
+            if isinstance(found, Prepares) and found.prepares:
+                await found.prepare()
+            handle = self._handles.get(found) or self._open(found)
+        return handle.session
+
+    def database(self, database: Any = None) -> Database:
+        """The database that this key means, or the default; a database is itself.
+
+        Raises:
+            UsageError: the unit knows none by name.
+            ImproperConfigurationError: no database has this key, or there is no default.
         """
         if database is None or isinstance(database, str):
-            if self._registry is None:
-                raise UsageError("this unit of work knows no database by name: pass the database itself.")
-            database = self._registry.get(database)
+            if not self._registry:
+                raise UsageError(
+                    f"the unit of work of {self.name} knows no database by name: pass the database itself, such as "
+                    "db_session(connection)."
+                )
+            return self._registry.get(database)
+        found: Database = database
+        return found
+
+    def adopt(self, database: Database, session: Any) -> None:
+        """Make a session that the app made a part of this unit, which settles and ends it.
+
+        Raises:
+            UsageError: the unit has a session of this database, or the database cannot take one in.
+        """
+        if database in self._handles:
+            raise UsageError(f"the unit of work of {self.name} has a session of database {database.key!r} already.")
+        if not isinstance(database, Adopts):
+            raise UsageError(f"database {database.key!r} cannot take in a session that was made elsewhere.")
+        self._handles[database] = database.adopt(session, self.hooks, self.reads_only)
+
+    def give_up(self, database: Database) -> Any:
+        """Take the session of this database out of the unit, as it is, and return it; None if there is none."""
+        handle = self._handles.pop(database, None)
+        return database.give_up(handle) if handle is not None and isinstance(database, Adopts) else None
+
+    def opened(self, database: Database) -> Any:
+        """The session of this database if the unit has one already, else None."""
         handle = self._handles.get(database)
-        if handle is None:
-            handle = self._open(database)
-        return handle.session
+        return None if handle is None else handle.session
+
+    async def commit(self, database: Database) -> None:
+        """Commit this database now, whatever will become of the unit. The next statement begins anew.
+
+        Hooks run when no other database has anything open.
+
+        Raises:
+            UsageError: inside a block, whose end decides.
+            CommitFailed: the unit is doomed, or the transaction is gone.
+        """
+        await self._end_now(database, True)
+
+    async def rollback(self, database: Database) -> None:
+        """Roll this database back now. The next statement begins anew."""
+        await self._end_now(database, False)
+
+    async def let_go(self, database: Database) -> None:
+        """Give this database's connection back, and forget what its session has read. Uncommitted work is lost."""
+        handle = self._handles.get(database)
+        if handle is not None:
+            if handle.wrote():
+                await self.rollback(database)
+            self._refuse_inside_block(database, "close_db_session")
+            await self.host.shielded(self._let_go(database, handle))
+
+    def has_open(self, database: Database) -> bool:
+        """Whether a transaction is open on this database."""
+        handle = self._handles.get(database)
+        return handle is not None and handle.in_transaction()
+
+    def in_block(self, database: Database) -> bool:
+        """Whether a block is open whose end decides what becomes of this database's work."""
+        return any(block.database in (None, database) for block in self.blocks)
 
     def doom(self, reason: str = "") -> None:
         """Nothing of this unit will be kept, whatever the outcome. Cannot be taken back."""
@@ -202,10 +322,12 @@ class Unit:
         """
         if not (self.busy() or self.hooks):
             return Settled()
+        if self.before_commit is not None and self._doomed is None:
+            await self._ask_before_commit(keeps, spare)
         busy = self._busy_parts()
         # The free sessions at once, before anybody else runs; those in use are waited for behind the shield.
         settling = Settling(keeps, spare, last, busy, [part for part in busy if part[1].hold_now()])
-        return await self._host.shielded(self._settle(settling), settling.cancel)
+        return await self.host.shielded(self._settle(settling), settling.cancel)
 
     async def finish(self, keeps: Keeps) -> Settled:
         """The last settling, and the end of every session."""
@@ -231,23 +353,43 @@ class Unit:
     def renew(self) -> None:
         """The next message of a WebSocket begins: a new unit of work over the same sessions."""
         self._doomed = None
+        self._app_ended.clear()
 
-    async def enter_block(self, leaf: Leaf[Any] | None = None) -> Block:
-        """Begin a block inside this unit: a savepoint on every database in use."""
-        leaf = leaf or self._host.leaf
-        block = Block(self.hooks.mark(), {})
-        for database, handle in self._handles.items():
-            if handle.in_transaction() and isinstance(handle, Savepoints):
-                block.savepoints[database] = await leaf(database.blocking, handle.savepoint())
+    def new_block(self, *, joined: bool = False, database: Database | None = None) -> Block:
+        """A block inside this unit begins."""
+        block = Block(self.hooks.mark(), joined, database)
+        self.blocks.append(block)
         return block
 
+    async def enter_block(self, block: Block, leaf: Leaf[Any] | None = None) -> None:
+        """Set a savepoint on every database in use, or on the block's."""
+        leaf = leaf or self.host.leaf
+        try:
+            for database, handle in self._concerned(block):
+                if handle.in_transaction() and isinstance(handle, Savepoints):
+                    block.savepoints[database] = await leaf(database.blocking, handle.savepoint())
+        except BaseException:
+            self.blocks.remove(block)
+            raise
+
     async def leave_block(self, block: Block, error: BaseException | None, leaf: Leaf[Any] | None = None) -> None:
-        """End a block: keep its work as part of the unit, or, with an error, undo it."""
-        leaf = leaf or self._host.leaf
+        """End a block: keep its work as part of the unit, or, with an error, undo it.
+
+        Raises:
+            CommitFailed: no error, but one that was swallowed inside has left a block that is a part of this one.
+        """
+        leaf = leaf or self.host.leaf
+        self.blocks.remove(block)
+        if block.joined:
+            if error is not None:
+                self._fail_what_is_around(error)
+            return
         if error is not None:
             await self._undo(block, error, leaf)
             return
         try:
+            if block.failed is not None:
+                raise CommitFailed(", ".join(database.key for database, _ in self._concerned(block)), block.failed)
             for database, savepoint in block.savepoints.items():
                 handle = self._handles[database]
                 if isinstance(handle, Savepoints):
@@ -264,19 +406,64 @@ class Unit:
                 f"the unit of work of {self.name} is over. Work that outlives it needs a unit of its own: "
                 "use `async with unit_of_work():` (or `with`) where the work is done."
             )
-        if self._host.blocking and not database.blocking:
+        if self.host.blocking and not database.blocking:
             raise UsageError(
                 f"database {database.key!r} is async, and this unit of work ({self.name}) is a blocking one: "
                 "use `async with unit_of_work():` in a coroutine, or a sync database."
             )
         return self._handles.setdefault(database, database.open(self.hooks, self.reads_only))
 
+    def _concerned(self, block: Block) -> list[Part]:
+        return [part for part in self._handles.items() if block.database in (None, part[0])]
+
+    def _fail_what_is_around(self, error: BaseException) -> None:
+        reason = f"an error left a block that is a part of it ({type(error).__name__}: {error})"
+        for block in reversed(self.blocks):
+            if not block.joined and block.database is None:
+                block.failed = reason
+                return
+        self.hooks.failed_block = reason
+
+    def _refuse_inside_block(self, database: Database, what: str) -> None:
+        if self.in_block(database):
+            raise UsageError(
+                f"{what} on database {database.key!r} inside a block, whose end decides what is kept: do it outside "
+                "of the block."
+            )
+
+    async def _end_now(self, database: Database, commit: bool) -> None:
+        if not self.has_open(database):
+            return
+        self._refuse_inside_block(database, "commit" if commit else "rollback")
+        if commit and self._doomed is not None:
+            raise CommitFailed(database.key, self._doomed)
+        await self.settle(lambda one: commit, lambda one, _: one is not database)
+        self._app_ended[database] = commit
+
+    async def _let_go(self, database: Database, handle: Handle) -> None:
+        if not handle.hold_now():
+            await self.host.leaf(database.blocking, handle.hold())
+        try:
+            handle.forget()
+            if handle.in_transaction():
+                await self.host.leaf(database.blocking, handle.rollback())
+        finally:
+            handle.release()
+
+    async def _ask_before_commit(self, keeps: Keeps, spare: Spare) -> None:
+        assert self.before_commit is not None
+        for part in self._busy_parts():
+            if keeps(part[0]) and not spare(*part):
+                result = self.before_commit(part[1].session)
+                if inspect.isawaitable(result):
+                    await result
+
     def _register(self, committed: bool, hook: Hook) -> Hook:
         if self._ended:
             raise OutsideScope(f"the unit of work of {self.name} is over: nothing will run this hook.")
         if not callable(hook):
             raise UsageError(f"a hook must be callable, and {hook!r} is not: pass the function, not its result.")
-        if self._host.blocking and is_async(hook):
+        if self.host.blocking and is_async(hook):
             raise UsageError(f"{hook!r} is async, and this unit of work ({self.name}) is a blocking one.")
         self.hooks.add(committed, hook)
         return hook
@@ -291,19 +478,25 @@ class Unit:
                 self._end()
         except BaseException:
             settling.release()
+            self._forget_failed_block()
             await self._run_hooks(False)
             raise
         settling.release()
+        self._forget_failed_block()
         if not spared and await self._run_hooks(settled.kept):
             await self._settle_work_of_hooks(settling)
         return settled
+
+    def _forget_failed_block(self) -> None:
+        if not self.busy():
+            self.hooks.failed_block = None
 
     async def _settle_held(self, settling: Settling) -> tuple[Settled, bool]:
         """What was settled, and whether anything was spared."""
         held = settling.held
         for part in settling.busy:
             if part not in held:
-                await self._host.leaf(part[0].blocking, part[1].hold())
+                await self.host.leaf(part[0].blocking, part[1].hold())
                 held.append(part)
         parts = [part for part in held if part[1].in_transaction()]
         try:
@@ -315,9 +508,9 @@ class Unit:
 
     async def _end_transactions(self, parts: list[Part], settling: Settling) -> Settled:
         """The blocking ones all in one thread when there are no others."""
-        if parts and not self._host.blocking and all(database.blocking for database, _ in parts):
-            return await self._host.leaf(True, self._commit_or_roll_back(parts, settling, _direct))
-        return await self._commit_or_roll_back(parts, settling, self._host.leaf)
+        if parts and not self.host.blocking and all(database.blocking for database, _ in parts):
+            return await self.host.leaf(True, self._commit_or_roll_back(parts, settling, _direct))
+        return await self._commit_or_roll_back(parts, settling, self.host.leaf)
 
     async def _commit_or_roll_back(self, parts: list[Part], settling: Settling, leaf: Leaf[Any]) -> Settled:
         keep = [part for part in parts if self._doomed is None and settling.keep(part[0])]
@@ -327,6 +520,8 @@ class Unit:
         committed: list[str] = []
         database: Database | None = None
         try:
+            if keep and self.hooks.failed_block is not None:
+                raise CommitFailed(keep[0][0].key, self.hooks.failed_block)
             for database, handle in keep:
                 await leaf(database.blocking, handle.check())
             if settling.cancelled:  # before a COMMIT was sent
@@ -360,13 +555,13 @@ class Unit:
                 votes.append(keeps(database))
             elif any(handle is one for _, one in dropped) and handle.wrote():
                 votes.append(False)
-            elif (ended := handle.app_ended()) is not None:
+            elif (ended := self._app_ended.get(database, handle.app_ended())) is not None:
                 votes.append(ended)
         return all(votes) if votes else keeps(None)
 
     async def _undo(self, block: Block, error: BaseException, leaf: Leaf[Any]) -> None:
         self.hooks.drop_since(block.mark)
-        for database, handle in self._handles.items():
+        for database, handle in self._concerned(block):
             try:
                 if database in block.savepoints and isinstance(handle, Savepoints):
                     await leaf(database.blocking, handle.rollback_to(block.savepoints[database]))
@@ -382,7 +577,7 @@ class Unit:
             for hook in hooks:
                 ran = True
                 try:
-                    await self._host.call(hook)
+                    await self.host.call(hook)
                 except Exception:
                     logger.exception("%s: a hook failed; what was settled stays: %r", self.name, hook)
         return ran

@@ -144,6 +144,9 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
             self._keeper = finalize(self, keeper.close)
         return make_engine(self._url, self.engine_config.engine_options(), create, blocking=self.blocking)
 
+    def give_up(self, handle: Any) -> Any:
+        return handle.give_up()
+
     def _drop_memory(self) -> None:
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
@@ -199,9 +202,12 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
         return self.session_maker or self._engine_and_maker()[1]
 
     def open(self, hooks: Hooks, reads_only: bool) -> BlockingHandle:
+        return self.adopt(self.create_session_maker()(), hooks, reads_only)
+
+    def adopt(self, session: Session, hooks: Hooks, reads_only: bool) -> BlockingHandle:
         first_use = self._prepare if self.create_all and not self._created else None
         seat = Seat(self.key, ThreadTurn(), hooks, reads_only=reads_only, first_use=first_use)
-        return BlockingHandle(self.create_session_maker()(), seat)
+        return BlockingHandle(session, seat)
 
     async def start(self) -> None:
         self._prepare()
@@ -269,9 +275,12 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
         return self.session_maker or self._made.get()[1]
 
     def open(self, hooks: Hooks, reads_only: bool) -> AsyncHandle:
+        return self.adopt(self.create_session_maker()(), hooks, reads_only)
+
+    def adopt(self, session: AsyncSession, hooks: Hooks, reads_only: bool) -> AsyncHandle:
         first_use = self._prepare_in_greenlet if self.create_all and not self._created else None
         seat = Seat(self.key, TaskTurn(), hooks, reads_only=reads_only, first_use=first_use)
-        return AsyncHandle(self.create_session_maker()(), seat)
+        return AsyncHandle(session, seat)
 
     async def start(self) -> None:
         if self.create_all and not self._created:

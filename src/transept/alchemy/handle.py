@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import greenlet_spawn
 
-from transept.alchemy.session import Seat, guard
+from transept.alchemy.session import Seat, guard, unguard
 from transept.alchemy.truth import in_doubt
 from transept.errors import CommitInDoubt
 
@@ -18,17 +18,14 @@ __all__ = ["AsyncHandle", "BlockingHandle"]
 T = TypeVar("T")
 
 
-class BlockingHandle:
-    """A `Session` in a unit of work."""
+class AlchemyHandle:
+    """A `Session` in a unit of work, given out as it is or inside an `AsyncSession`."""
 
     def __init__(self, session: Session, seat: Seat) -> None:
         self._session = session
         self._seat = seat
+        self.when_over: Callable[[], None] | None = None
         guard(session, seat)
-
-    @property
-    def session(self) -> Session | AsyncSession:
-        return self._session
 
     def in_transaction(self) -> bool:
         return self._session.in_transaction()
@@ -84,6 +81,9 @@ class BlockingHandle:
 
     def forget(self) -> None:
         self._session.expunge_all()
+        if self._seat.turn.ended is not None and self.when_over is not None:
+            when_over, self.when_over = self.when_over, None
+            when_over()
 
     async def _run(self, work: Callable[[], T]) -> T:
         turn = self._seat.turn
@@ -117,7 +117,20 @@ class BlockingHandle:
         self._seat.check()
 
 
-class AsyncHandle(BlockingHandle):
+class BlockingHandle(AlchemyHandle):
+    """A `Session` in a unit of work."""
+
+    @property
+    def session(self) -> Session:
+        return self._session
+
+    def give_up(self) -> Session:
+        """The session as it was before; the handle is of no use any more."""
+        unguard(self._session)
+        return self._session
+
+
+class AsyncHandle(AlchemyHandle):
     """An `AsyncSession` in a unit of work: the same code over the `Session` inside it."""
 
     def __init__(self, session: AsyncSession, seat: Seat) -> None:
@@ -126,6 +139,11 @@ class AsyncHandle(BlockingHandle):
 
     @property
     def session(self) -> AsyncSession:
+        return self._async_session
+
+    def give_up(self) -> AsyncSession:
+        """The session as it was before; the handle is of no use any more."""
+        unguard(self._session)
         return self._async_session
 
     async def _hop(self, work: Callable[[], T]) -> T:

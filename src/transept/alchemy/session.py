@@ -24,7 +24,7 @@ from transept.errors import CommitFailed
 from transept.turn import TaskTurn, ThreadTurn
 from transept.unit import Hooks
 
-__all__ = ["Seat", "guard"]
+__all__ = ["Seat", "guard", "unguard"]
 
 GUARDED = [
     "begin_nested",
@@ -109,7 +109,9 @@ class Seat:
         self.turn.leave()
 
     def check(self) -> None:
-        """Raise if a COMMIT would not keep the transaction."""
+        """Raise if a COMMIT would not keep the transaction, or must not."""
+        if self.hooks.failed_block is not None:
+            raise CommitFailed(self.key, self.hooks.failed_block)
         for connection in self.connections:
             reason = why_gone(connection)
             if reason is not None:
@@ -191,6 +193,12 @@ def guard(session: Session, seat: Seat) -> None:
     session.transept_seat = seat  # type: ignore[attr-defined]
     plain: Any = type(session)
     session.__class__ = guarded_class(getattr(plain, "transept_plain", plain))
+
+
+def unguard(session: Session) -> None:
+    """Make this session what it was before `guard`."""
+    plain: Any = type(session)
+    session.__class__ = getattr(plain, "transept_plain", plain)
 
 
 def _taking_turn(method: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -15,11 +15,12 @@ from starlette.types import Receive, Scope, Send
 
 from transept._bridge import is_async
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
-from transept.context import LOOP, new_unit_of_work
+from transept.context import LOOP
 from transept.database import Database, Registry
 from transept.errors import ImproperConfigurationError, OutsideScope
 from transept.gate.asgi import ASGIGate, unit_scope
 from transept.lifecycle import running
+from transept.transaction import new_unit_of_work
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -148,7 +149,7 @@ class Extension:
         """A new session in a unit of work of its own, committed at a clean end of the block, else rolled back."""
         config = self.get_async_config(key)
         async with new_unit_of_work() as unit:
-            yield unit.session(config)
+            yield await unit.prepared(config)
 
     @contextmanager
     def with_sync_session(self, key: Database | str | None = None) -> Iterator[Session]:

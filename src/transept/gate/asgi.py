@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -25,9 +25,9 @@ from transept.context import CURRENT, LOOP, UnitScope
 from transept.database import Database, Handle, Registry
 from transept.errors import CommitInDoubt
 from transept.gate.answer import IN_DOUBT, READING_METHODS, always, at_start, between_chunks, outcome_of, report
-from transept.unit import Settled, Unit
+from transept.unit import BeforeCommit, Settled, Unit
 
-__all__ = ["SCOPE_KEY", "ASGIGate", "unit_scope"]
+__all__ = ["SCOPE_KEY", "ASGIGate", "ASGIHTTPDBSessionMiddleware", "unit_scope"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -49,6 +49,9 @@ class Phase(Enum):
     AFTER = "after"
 
 
+OPEN, FAILED, STARTED, BROKEN, AFTER = Phase
+
+
 class ASGIGate:
     """Middleware that holds the start of each response back until the request's unit of work is settled.
 
@@ -57,6 +60,7 @@ class ASGIGate:
         registry: the databases whose sessions requests may ask for; a `Registry`, one database or several.
         answer: called with an error that kept a response from starting, when nobody below has answered; sends a
             response and returns True, or returns False. A framework's own exception handlers are called here.
+        before_commit: awaited with each session that is going to be committed, while it can still be used.
         on_failed_start: called with the ASGI scope when a start was not passed on, for frameworks that keep note.
 
     Place it below middleware that adds headers to every response, such as CORS.
@@ -68,29 +72,47 @@ class ASGIGate:
         registry: Registry | Database | Iterable[Database],
         *,
         answer: Answer | None = None,
+        before_commit: BeforeCommit | None = None,
         on_failed_start: Callable[[Scope], None] | None = None,
     ) -> None:
         self.app = app
         self.registry = Registry.of(registry)
+        self.before_commit = before_commit
         self.answer = answer
         self.on_failed_start = on_failed_start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         outer: UnitScope | None = scope.get(SCOPE_KEY)
-        if kind not in ("http", "websocket"):
+        if outer is not None and not outer.closed:
+            # A gate further out holds this request already: one unit, settled once, by it.
+            _make_lazy(scope, outer, self.registry)
             await self.app(scope, receive, send)
-        elif outer is not None and not outer.closed:
-            await self._join(outer, scope, receive, send)
         elif kind == "http":
             await _Request(self, scope, receive, send).run()
-        else:
+        elif kind == "websocket":
             await _WebSocket(self, scope, receive, send).run()
+        else:
+            await self.app(scope, receive, send)
 
-    async def _join(self, outer: UnitScope, scope: Scope, receive: Receive, send: Send) -> None:
-        """A gate further out holds this request already: one unit, settled once, by it."""
-        _make_lazy(scope, outer, self.registry)
-        await self.app(scope, receive, send)
+
+class ASGIHTTPDBSessionMiddleware(ASGIGate):
+    """`ASGIGate` for apps that pass their databases to `db_session`: ``ASGIHTTPDBSessionMiddleware(app)``.
+
+    Args:
+        app: the ASGI app, of any framework.
+        before_commit: awaited with each session that is going to be committed.
+        registry: databases to be known by name, too.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        before_commit: BeforeCommit | None = None,
+        *,
+        registry: Registry | Database | Iterable[Database] | None = None,
+    ) -> None:
+        super().__init__(app, Registry() if registry is None else registry, before_commit=before_commit)
 
 
 def unit_scope(scope: Scope) -> UnitScope | None:
@@ -141,71 +163,61 @@ class LazyState(MutableMapping[str, Any]):
 
 
 def _make_lazy(scope: Scope, units: UnitScope, registry: Registry) -> None:
-    given: Any = scope.get("state")
     databases = registry.session_keys()
+    if not databases:
+        return
+    given: Any = scope.get("state")
     if isinstance(given, LazyState):
         databases = {**given._databases, **databases}
         given = given._given
     scope["state"] = LazyState({} if given is None else given, units, databases)
 
 
-class _Request:
-    """One HTTP request: what has been sent, and the unit of the moment."""
+class _Request(UnitScope):
+    """One HTTP request: what has been sent, and the unit of the moment. Most requests change few of these."""
 
-    __slots__ = (
-        "cut",
-        "failure",
-        "gate",
-        "gone",
-        "held",
-        "left",
-        "parting",
-        "phase",
-        "receive_from",
-        "scope",
-        "send_to",
-        "status",
-        "trailers",
-        "units",
-        "warned",
-    )
+    host = LOOP
+    phase = OPEN
+    failure: Exception | None = None
+    gone = False
+    cut = False
+    parting: asyncio.Future[None] | None = None
+    started: Message
+    counts = False
+    left: int | None = None  # bytes that were announced and are not sent yet
+    held: Sequence[Message] = ()
+    warned = False
 
     def __init__(self, gate: ASGIGate, scope: Scope, receive: Receive, send: Send) -> None:
         self.gate = gate
         self.scope = scope
         self.receive_from = receive
         self.send_to = send
-        self.phase = Phase.OPEN
-        self.failure: Exception | None = None
-        self.gone = False
-        self.cut = False
-        self.parting: asyncio.Future[None] | None = None
-        self.status = 0
-        self.left: int | None = None
-        self.trailers = False
-        self.held: list[Message] = []
-        self.warned = False
-        self.units = UnitScope(LOOP, self.describe, gate.registry, scope["method"] in READING_METHODS)
-        scope[SCOPE_KEY] = self.units
-        _make_lazy(scope, self.units, gate.registry)
+        self.registry = gate.registry
+        self.before_commit = gate.before_commit
+        self.reads_only = scope["method"] in READING_METHODS
+        self.outer = CURRENT.get()
+        scope[SCOPE_KEY] = self
+        _make_lazy(scope, self, gate.registry)
 
     def describe(self) -> str:
-        after = "what came after " if self.phase is Phase.AFTER else ""
+        after = "what came after " if self.phase is AFTER else ""
         return f"{after}{self.scope['method']} {self.scope.get('path', '')}"
 
     async def run(self) -> None:
-        token = CURRENT.set(self.units)
+        token = CURRENT.set(self)
         try:
             await self.gate.app(self.scope, self.receive, self.send)
         except BaseException as error:
             await self.close_units(error)
-            if self.phase is not Phase.FAILED or not isinstance(error, Exception):
+            if self.phase is not FAILED or not isinstance(error, Exception):
                 raise
             await self.answer_failure(error)
         else:
-            await self.returned()
+            if self.unit is not None or self.failure is not None or self.parting is not None:
+                await self.returned()
         finally:
-            self.units.closed = True
+            self.closed = True
             CURRENT.reset(token)
 
     async def receive(self) -> Message:
@@ -218,26 +230,38 @@ class _Request:
         """Before the start, nothing will be kept. In a body, its unit ends, what was not settled is rolled back, and
         what comes from now on has a unit of its own: the framework may stop the body where it stands, and go on with
         background tasks."""
-        if self.phase in (Phase.OPEN, Phase.FAILED):
+        if self.phase in (OPEN, FAILED):
             self.gone = True
-        elif self.phase is Phase.STARTED:
+        elif self.phase is STARTED:
             self.gone = self.cut = True
-            unit, self.units.unit = self.units.unit, None
+            unit, self.unit = self.unit, None
             if unit is not None:
                 self.parting = asyncio.ensure_future(unit.close())
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
+        """Where no session was asked for, nothing waits: the message is the server's at once."""
+        if self.unit is None and not self.held:
+            kind = message["type"]
+            if self.phase is OPEN and kind == "http.response.start":
+                self.phase, self.started = STARTED, message
+                return self.send_to(message)
+            if self.phase is STARTED and self.is_final(message, kind):
+                self.phase, self.reads_only = AFTER, False
+                return self.send_to(message)
+        return self.send_settled(message)
+
+    async def send_settled(self, message: Message) -> None:
         kind = message["type"]
-        if self.phase is Phase.STARTED:
+        if self.phase is STARTED:
             try:
                 await self.settle_body(message, kind)
             except Exception as error:
-                self.phase, self.failure = Phase.BROKEN, error
+                self.phase, self.failure = BROKEN, error
                 raise
             await self.pass_on(message)
-        elif self.phase is Phase.AFTER:
+        elif self.phase is AFTER:
             await self.send_to(message)
-        elif kind == "http.response.start" and self.phase is not Phase.BROKEN:
+        elif kind == "http.response.start" and self.phase is not BROKEN:
             await self.start(message)
         elif self.failure is not None:
             raise self.failure
@@ -245,13 +269,11 @@ class _Request:
             await self.send_to(message)
 
     async def start(self, message: Message) -> None:
-        status: int = message["status"]
-        unit = self.units.unit
-        if unit is not None:
+        if self.unit is not None:
             try:
-                await self.settle_start(unit, status)
+                await self.settle_start(self.unit, message["status"])
             except Exception as error:
-                self.phase, self.failure = Phase.FAILED, error
+                self.phase, self.failure = FAILED, error
                 if self.gate.on_failed_start is not None:
                     self.gate.on_failed_start(self.scope)
                 raise
@@ -259,15 +281,12 @@ class _Request:
                 self.cut = True
                 await self.close_units(None)
                 raise
-        self.phase, self.status = Phase.STARTED, status
-        self.left = _content_length(message)
-        self.trailers = bool(message.get("trailers"))
+        self.phase, self.started = STARTED, message
         await self.send_to(message)
 
     async def settle_start(self, unit: Unit, status: int) -> None:
         if self.gone:
             unit.doom("the client had left")
-
         settled = await unit.settle(outcome_of(status), at_start(status))
         self.report(unit, settled, status)
 
@@ -275,16 +294,17 @@ class _Request:
         if self.is_final(message, kind):
             await self.finish()
         else:
-            if self.units.unit is not None:
-                await self.units.unit.settle(outcome_of(self.status), between_chunks)
+            if self.unit is not None:
+                await self.unit.settle(outcome_of(self.started["status"]), between_chunks)
 
     async def pass_on(self, message: Message) -> None:
         """Send what was held back and this, unless a client that counts bytes has the whole body before its end."""
-        if self.completes_length(message) and self.phase is not Phase.AFTER:
-            self.held.append(message)
+        if self.phase is not AFTER and self.completes_length(message):
+            self.held = [*self.held, message]
             return
-        while self.held:
-            await self.send_to(self.held.pop(0))
+        held, self.held = self.held, ()
+        for earlier in held:
+            await self.send_to(earlier)
         await self.send_to(message)
 
     def report(self, unit: Unit, settled: Settled, status: int) -> None:
@@ -294,13 +314,15 @@ class _Request:
 
     def is_final(self, message: Message, kind: str) -> bool:
         if kind in ("http.response.body", "http.response.zerocopysend"):
-            return not self.trailers and not message.get("more_body", False)
+            return not (message.get("more_body", False) or self.started.get("trailers", False))
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
         return kind == "http.response.pathsend"
 
     def completes_length(self, message: Message) -> bool:
         """Whether a client that counts bytes has the whole body with this chunk."""
+        if not self.counts:
+            self.counts, self.left = True, _content_length(self.started)
         if self.left is None:
             return False
         self.left -= len(message.get("body", b""))
@@ -308,29 +330,28 @@ class _Request:
 
     async def finish(self) -> None:
         """The last settling: after it the response is complete, and its sessions are over."""
-        unit = self.units.unit
+        unit, status = self.unit, self.started["status"]
         if unit is not None:
-            self.report(unit, await unit.finish(outcome_of(self.status)), self.status)
-        self.units.unit = None
-        self.units.reads_only = False
-        self.phase = Phase.AFTER
+            self.report(unit, await unit.finish(outcome_of(status)), status)
+        self.unit = None
+        self.phase, self.reads_only = AFTER, False
 
     async def returned(self) -> None:
         """The app is through: what came after the response is kept, and an unfinished response is not.
 
         A response that was cut off, in its start or in its body, was over at that point.
         """
-        unit = self.units.unit
+        unit = self.unit
         try:
-            if unit is not None and (self.phase is Phase.AFTER or (self.cut and self.phase is not Phase.BROKEN)):
+            if unit is not None and (self.phase is AFTER or (self.cut and self.phase is not BROKEN)):
                 await unit.finish(always)
         finally:
             await self.close_units(None)
-        if self.phase is Phase.FAILED:
+        if self.phase is FAILED:
             await self.answer_failure(None)
 
     async def close_units(self, error: BaseException | None) -> None:
-        unit, self.units.unit = self.units.unit, None
+        unit, self.unit = self.unit, None
         try:
             if self.parting is not None:
                 await self.parting
@@ -349,7 +370,7 @@ class _Request:
             return
         if isinstance(failure, CommitInDoubt):
             logger.error("%s: %s", self.describe(), failure, exc_info=failure)
-            self.phase = Phase.AFTER
+            self.phase = AFTER
             for message in IN_DOUBT.messages():
                 await self.send_to(message)
             return
@@ -371,37 +392,39 @@ class _Request:
         return answered
 
 
-class _WebSocket:
+class _WebSocket(UnitScope):
     """One WebSocket: a unit for each message received, over the same sessions, and nothing held while the app waits.
 
     What the app has written is committed before the next message is awaited, and before anything is sent, so that the
     other side is never told of what may not be kept. The commit mode governs HTTP responses only.
     """
 
-    __slots__ = ("gate", "receive_from", "scope", "send_to", "units")
+    host = LOOP
 
     def __init__(self, gate: ASGIGate, scope: Scope, receive: Receive, send: Send) -> None:
         self.gate = gate
         self.scope = scope
         self.receive_from = receive
         self.send_to = send
-        self.units = UnitScope(LOOP, self.describe, gate.registry)
-        scope[SCOPE_KEY] = self.units
-        _make_lazy(scope, self.units, gate.registry)
+        self.registry = gate.registry
+        self.before_commit = gate.before_commit
+        self.outer = CURRENT.get()
+        scope[SCOPE_KEY] = self
+        _make_lazy(scope, self, gate.registry)
 
     def describe(self) -> str:
         return f"WebSocket {self.scope.get('path', '')}"
 
     async def run(self) -> None:
-        token = CURRENT.set(self.units)
+        token = CURRENT.set(self)
         try:
             await self.gate.app(self.scope, self.receive, self.send)
             await self.end_message()
         finally:
-            unit, self.units.unit = self.units.unit, None
+            unit, self.unit = self.unit, None
             if unit is not None:
                 await unit.close()
-            self.units.closed = True
+            self.closed = True
             CURRENT.reset(token)
 
     async def receive(self) -> Message:
@@ -409,12 +432,12 @@ class _WebSocket:
         return await self.receive_from()
 
     async def send(self, message: Message) -> None:
-        if self.units.unit is not None:
-            await self.units.unit.settle(always, _is_reading)
+        if self.unit is not None:
+            await self.unit.settle(always, _is_reading)
         await self.send_to(message)
 
     async def end_message(self) -> None:
-        unit = self.units.unit
+        unit = self.unit
         if unit is not None:
             await unit.settle(always)
             unit.renew()

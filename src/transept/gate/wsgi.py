@@ -82,8 +82,10 @@ class WSGIGate:
         run_now(stop_all(list(self.registry), PLAIN))
 
 
-class _Request:
+class _Request(UnitScope):
     """One request: what the app has said, what was passed on, and the unit of the moment."""
+
+    host = PLAIN
 
     def __init__(self, gate: WSGIGate, environ: WSGIEnvironment, start_response: StartResponse) -> None:
         self.gate = gate
@@ -96,9 +98,10 @@ class _Request:
         self.unwritten: list[bytes] = []
         self.left: int | None = None
         self.write: Callable[[bytes], object] | None = None
-        reads_only = environ.get("REQUEST_METHOD", "GET") in READING_METHODS
-        self.units = UnitScope(PLAIN, self.describe, gate.registry, reads_only)
-        environ[ENVIRON_KEY] = self.units
+        self.registry = gate.registry
+        self.reads_only = environ.get("REQUEST_METHOD", "GET") in READING_METHODS
+        self.outer = CURRENT.get()
+        environ[ENVIRON_KEY] = self
 
     def describe(self) -> str:
         after = "what came after " if self.complete else ""
@@ -117,7 +120,7 @@ class _Request:
                 return app(self.environ, self.start)
         except BaseException as error:
             self.close_unit(error)
-            self.units.closed = True
+            self.closed = True
             raise
 
     def begun(self, chunks: Iterable[bytes]) -> Iterable[bytes]:
@@ -133,7 +136,7 @@ class _Request:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """The app's code runs in here, whichever thread the server calls from."""
-        token = CURRENT.set(self.units)
+        token = CURRENT.set(self)
         try:
             yield
         finally:
@@ -161,7 +164,7 @@ class _Request:
         if self.started or self.said is None:
             return
         status, line, headers, exc_info = self.said
-        unit = self.units.unit
+        unit = self.unit
         if unit is not None:
             settled = run_now(unit.settle(outcome_of(status), at_start(status)))
             self.warned = self.warned or report(unit, settled, status)
@@ -171,8 +174,8 @@ class _Request:
 
     def before_chunk(self, data: bytes) -> bool:
         """Settle between chunks; whether a client that counts bytes has the whole body with this one."""
-        if self.units.unit is not None and self.said is not None:
-            run_now(self.units.unit.settle(outcome_of(self.said[0]), between_chunks))
+        if self.unit is not None and self.said is not None:
+            run_now(self.unit.settle(outcome_of(self.said[0]), between_chunks))
         if self.left is None:
             return False
         self.left -= len(data)
@@ -180,7 +183,7 @@ class _Request:
 
     def finish(self) -> None:
         """The last settling: after it the response is complete, and its sessions are over."""
-        unit = self.units.unit
+        unit = self.unit
         if unit is not None and self.said is not None:
             settled = run_now(unit.finish(outcome_of(self.said[0])))
             self.warned = self.warned or report(unit, settled, self.said[0])
@@ -188,17 +191,17 @@ class _Request:
         if self.write is not None:
             for data in self.unwritten:
                 self.write(data)
-        self.units.reads_only = False
+        self.reads_only = False
         self.complete = True
 
     def keep_what_came_after(self) -> None:
-        unit = self.units.unit
+        unit = self.unit
         if unit is not None:
-            self.units.unit = None
+            self.unit = None
             run_now(unit.finish(always))
 
     def close_unit(self, error: BaseException | None) -> None:
-        unit, self.units.unit = self.units.unit, None
+        unit, self.unit = self.unit, None
         if unit is not None:
             try:
                 run_now(unit.close())
@@ -212,7 +215,7 @@ class _Request:
         self.said = None
         answering = self.gate.answer(self.environ, failure) if self.gate.answer is not None else None
         if answering is not None:
-            self.units.closed = False
+            self.closed = False
             return self.begun(self.ask(answering))
         if not isinstance(failure, CommitInDoubt):
             raise failure
@@ -269,7 +272,7 @@ class _Body:
             request.close_unit(error)
             raise
         finally:
-            request.units.closed = True
+            request.closed = True
 
     def abandon(self, error: BaseException) -> None:
         """The response never started: close the app's body, and roll back what it does there."""
@@ -278,7 +281,7 @@ class _Body:
         except Exception as second:
             error.add_note(f"transept: while closing the refused body: {second!r}")
         self._request.close_unit(error)
-        self._request.units.closed = True
+        self._request.closed = True
 
     def _next(self) -> bytes | None:
         """The app's next chunk; at the end, None, after the last settling."""

@@ -1,0 +1,229 @@
+"""A SQLAlchemy database whose engine the app makes, for a host that may change while the app runs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, ClassVar
+from weakref import finalize
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from transept._loops import PerLoop
+from transept.alchemy.handle import AsyncHandle
+from transept.alchemy.session import Seat
+from transept.config import DatabaseSettings
+from transept.errors import ImproperConfigurationError
+from transept.policy import CommitMode
+from transept.turn import TaskTurn
+from transept.unit import Hooks
+
+__all__ = ["DBConnect"]
+
+EngineCreator = Callable[[str], AsyncEngine]
+SessionMaker = async_sessionmaker[AsyncSession]
+SessionMakerCreator = Callable[[AsyncEngine], SessionMaker]
+
+
+class DBConnect(DatabaseSettings):
+    """A database reached through an `AsyncSession`, with an engine and a session maker of your own making.
+
+    Args:
+        engine_creator: called with the host, returns a new engine. Called once for each event loop.
+        session_maker_creator: called with the engine, returns an `async_sessionmaker`.
+        host: where to connect; or leave it out, and call `connect` or `change_host` later.
+        before_create_session_handler: awaited with this object before each new session, for instance to find out who
+            the master is, and to call `change_host`.
+        commit_mode: which responses commit; ``"autocommit_include_redirect"`` (2xx and 3xx) if not given.
+        bind_key, session_key, extra_commit_statuses, extra_rollback_statuses, keep_transaction_for_body: as on every
+            database.
+
+    Engines are made at first use, and disposed by `close`, by a change of host, or with their event loop.
+
+    Raises:
+        ImproperConfigurationError: something that must be callable is not, or a setting is wrong.
+    """
+
+    blocking: ClassVar[bool] = False
+
+    def __init__(  # noqa: PLR0913 - the settings of a database
+        self,
+        engine_creator: EngineCreator,
+        session_maker_creator: SessionMakerCreator,
+        host: str | None = None,
+        before_create_session_handler: Callable[[DBConnect], Awaitable[Any]] | None = None,
+        commit_mode: CommitMode | None = None,
+        *,
+        bind_key: str = "default",
+        session_key: str = "",
+        extra_commit_statuses: Collection[int] | None = None,
+        extra_rollback_statuses: Collection[int] | None = None,
+        keep_transaction_for_body: bool = False,
+    ) -> None:
+        super().__init__(
+            bind_key=bind_key,
+            session_key=session_key,
+            commit_mode="autocommit_include_redirect" if commit_mode is None else commit_mode,
+            extra_commit_statuses=extra_commit_statuses,
+            extra_rollback_statuses=extra_rollback_statuses,
+            keep_transaction_for_body=keep_transaction_for_body,
+        )
+        _callable("engine_creator", engine_creator)
+        _callable("session_maker_creator", session_maker_creator)
+        if before_create_session_handler is not None:
+            _callable("before_create_session_handler", before_create_session_handler)
+        self._engine_creator = engine_creator
+        self._session_maker_creator = session_maker_creator
+        self._handler = before_create_session_handler
+        self._lock = threading.Lock()
+        self._disposing: set[asyncio.Future[None]] = set()
+        self._at: Host | None = None
+        if host is not None:
+            self._at = self._host(host)
+
+    @property
+    def host(self) -> str | None:
+        """Where new sessions connect to; None before the first `connect`."""
+        return None if self._at is None else self._at.name
+
+    async def connect(self, host: str) -> None:
+        """Use this host from now on, with a new engine. Sessions in use finish on the old engine, which is disposed
+        when the last of them is done."""
+        with self._lock:
+            old, self._at = self._at, self._host(host)
+        self._at.engine()
+        if old is not None:
+            await old.retire()
+
+    async def change_host(self, host: str) -> None:
+        """`connect`, unless this is the host already."""
+        if host != self.host:
+            await self.connect(host)
+
+    async def session_maker(self) -> SessionMaker:
+        """The session maker of the present host. What it makes is your own: nothing commits or closes it for you."""
+        await self.prepare()
+        return self._present().maker()
+
+    async def create_session(self) -> AsyncSession:
+        """A new session of your own: nothing commits or closes it for you. Its engine lives as long as it does."""
+        await self.prepare()
+        at = self._present()
+        session = at.maker()()
+        at.users += 1
+        finalize(session, at.leave_from_anywhere, asyncio.get_running_loop())
+        return session
+
+    def get_engine(self) -> AsyncEngine:
+        """The running event loop's engine of the present host."""
+        return self._present().engine()
+
+    async def close(self) -> None:
+        """Dispose the running loop's engine and those left behind by a change of host. It is made anew if used."""
+        if self._at is not None:
+            await self._at.made.close()
+        while self._disposing:
+            await asyncio.gather(*self._disposing)
+
+    # A database like every other.
+
+    @property
+    def prepares(self) -> bool:
+        return self._handler is not None
+
+    async def prepare(self) -> None:
+        if self._handler is not None:
+            await self._handler(self)
+
+    def open(self, hooks: Hooks, reads_only: bool) -> AsyncHandle:
+        at = self._present()
+        handle = self._handle(at.maker()(), hooks, reads_only)
+        at.users += 1
+        handle.when_over = at.leave
+        return handle
+
+    def adopt(self, session: AsyncSession, hooks: Hooks, reads_only: bool) -> AsyncHandle:
+        return self._handle(session, hooks, reads_only)
+
+    def give_up(self, handle: AsyncHandle) -> AsyncSession:
+        return handle.give_up()
+
+    async def start(self) -> None:
+        """Engines are made at first use, so an app starts while its database is down."""
+
+    async def stop(self) -> None:
+        await self.close()
+
+    def _handle(self, session: AsyncSession, hooks: Hooks, reads_only: bool) -> AsyncHandle:
+        return AsyncHandle(session, Seat(self.key, TaskTurn(), hooks, reads_only=reads_only))
+
+    def _host(self, name: str) -> Host:
+        if not isinstance(name, str) or not name:
+            raise ImproperConfigurationError(f"DBConnect: host={name!r}: the name or address of a server is needed.")
+        return Host(name, self._make, self._disposing)
+
+    def _make(self, host: str) -> tuple[AsyncEngine, SessionMaker]:
+        engine = self._engine_creator(host)
+        if not isinstance(engine, AsyncEngine):
+            raise ImproperConfigurationError(
+                f"DBConnect: engine_creator returned {engine!r}: an AsyncEngine is needed (create_async_engine)."
+            )
+        return engine, self._session_maker_creator(engine)
+
+    def _present(self) -> Host:
+        if self._at is None:
+            raise ImproperConfigurationError(
+                f"DBConnect (database {self.key!r}) has no host: pass host=..., or await connect(host) at start-up, or "
+                "in before_create_session_handler."
+            )
+        return self._at
+
+
+class Host:
+    """The engines for one host, one for each event loop, and how many sessions use them."""
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[str], tuple[AsyncEngine, SessionMaker]],
+        disposing: set[asyncio.Future[None]],
+    ) -> None:
+        self.name = name
+        self.made = PerLoop(lambda: make(name), _dispose)
+        self.users = 0
+        self._retired = False
+        self._disposing = disposing
+
+    def engine(self) -> AsyncEngine:
+        return self.made.get()[0]
+
+    def maker(self) -> SessionMaker:
+        return self.made.get()[1]
+
+    async def retire(self) -> None:
+        """Nothing new will use it: dispose it now, or when the last user has left."""
+        self._retired = True
+        if not self.users:
+            await self.made.close()
+
+    def leave(self) -> None:
+        self.users -= 1
+        if self._retired and not self.users:
+            closing = asyncio.ensure_future(self.made.close())
+            self._disposing.add(closing)
+            closing.add_done_callback(self._disposing.discard)
+
+    def leave_from_anywhere(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A session was collected, in whatever thread."""
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self.leave)
+
+
+async def _dispose(made: tuple[AsyncEngine, Any]) -> None:
+    await made[0].dispose()
+
+
+def _callable(setting: str, value: object) -> None:
+    if not callable(value):
+        raise ImproperConfigurationError(f"DBConnect: {setting}={value!r}: a function is needed.")

@@ -1,0 +1,110 @@
+"""A gate written by hand: for a framework that has neither ASGI nor WSGI middleware, and for tests.
+
+    token = init_db_session_ctx()
+    try:
+        response = await handle(request)
+        await auto_commit_by_status_code(response.status_code)
+    except BaseException:
+        await rollback_all_sessions()
+        raise
+    finally:
+        await reset_db_session_ctx(token)
+
+Send nothing to the client before `auto_commit_by_status_code` has returned: what it raises is the answer.
+"""
+
+from __future__ import annotations
+
+from contextvars import Token
+
+from transept.context import CURRENT, LOOP, NamedScope, UnitScope, open_scope
+from transept.database import Database
+from transept.errors import ContextAlreadyInitiatedError, OutsideScope
+from transept.gate.answer import always, outcome_of
+from transept.unit import BeforeCommit, Unit
+
+__all__ = [
+    "auto_commit_by_status_code",
+    "close_all_sessions",
+    "commit_all_sessions",
+    "init_db_session_ctx",
+    "reset_db_session_ctx",
+    "rollback_all_sessions",
+]
+
+
+def init_db_session_ctx(force: bool = False) -> Token[UnitScope | None]:
+    """Begin a context for `db_session` in the current task; give the token to `reset_db_session_ctx`.
+
+    Raises:
+        ContextAlreadyInitiatedError: there is one, and `force` is not set.
+    """
+    outer = open_scope()
+    if outer is not None and not force:
+        raise ContextAlreadyInitiatedError(
+            f"{outer.describe()} has a context already: use it, or begin one inside it with force=True."
+        )
+    return CURRENT.set(NamedScope(LOOP, "the context that init_db_session_ctx() began"))
+
+
+async def reset_db_session_ctx(token: Token[UnitScope | None], with_close: bool = True) -> None:
+    """End the context. With `with_close`, what is not committed is rolled back, and every session ends."""
+    scope = CURRENT.get()
+    try:
+        if with_close:
+            await close_all_sessions()
+    finally:
+        if scope is not None:
+            scope.closed = True
+        CURRENT.reset(token)
+
+
+async def auto_commit_by_status_code(status_code: int, before_commit: BeforeCommit | None = None) -> None:
+    """Settle the context's sessions as a response with this HTTP status does: each database by its commit mode.
+
+    Raises:
+        Exception: the error of the database that could not commit; all others are rolled back.
+        PartlyCommitted: an earlier one was kept already.
+    """
+    unit = _unit(before_commit)
+    if unit is not None:
+        await unit.settle(outcome_of(status_code))
+
+
+async def commit_all_sessions(before_commit: BeforeCommit | None = None) -> None:
+    """Commit every session of the context, all or none as far as can be known before the first one commits.
+
+    `before_commit` is awaited with each session before. Raises as `auto_commit_by_status_code`.
+    """
+    unit = _unit(before_commit)
+    if unit is not None:
+        await unit.settle(always)
+
+
+async def rollback_all_sessions() -> None:
+    """Roll every session of the context back."""
+    unit = _unit(None)
+    if unit is not None:
+        await unit.settle(_never)
+
+
+async def close_all_sessions() -> None:
+    """End every session of the context, and roll back what is open. `db_session` gives new ones."""
+    scope = CURRENT.get()
+    if scope is not None and scope.unit is not None:
+        unit, scope.unit = scope.unit, None
+        await unit.close()
+
+
+def _unit(before_commit: BeforeCommit | None) -> Unit | None:
+    """The context's unit, if a session has been asked for."""
+    scope = CURRENT.get()
+    if scope is None:
+        raise OutsideScope("there is no context here: init_db_session_ctx() begins one.")
+    if scope.unit is not None and before_commit is not None:
+        scope.unit.before_commit = before_commit
+    return scope.unit
+
+
+def _never(database: Database | None) -> bool:
+    return False

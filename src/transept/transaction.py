@@ -1,0 +1,288 @@
+"""Blocks and functions that are kept as a whole or not at all, inside a unit of work or as one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Token
+from types import TracebackType
+from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, get_args, overload
+
+from transept._bridge import is_async, run_now
+from transept.context import CURRENT, LOOP, PLAIN, NamedScope, UnitScope, open_scope
+from transept.errors import CommitFailed, ImproperConfigurationError, OutsideScope, UsageError, unknown_value
+from transept.hosts import in_thread
+from transept.unit import Block, Host, Unit
+
+__all__ = ["Scope", "in_new_unit", "new_unit_of_work", "run_in_new_ctx", "transaction", "unit_of_work"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U", Unit, None, covariant=True)
+F = TypeVar("F", bound=Callable[..., Any])
+Error: TypeAlias = BaseException | None
+
+Scope = Literal["required", "requires_new", "nested", "mandatory", "never"]
+SCOPES: tuple[str, ...] = get_args(Scope)
+
+
+class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is called like
+    """A block of work that is kept as a whole or not at all: ``async with transaction():``, ``with``, or a decorator.
+
+    Where there is no open unit of work, the block is one: it commits on a clean exit and rolls back on an error,
+    whatever the commit mode, and its sessions end with it. What it is inside an open unit says `scope`:
+
+    - ``"required"``: a part of it. An error that leaves the block undoes the whole unit: where it is swallowed
+      further out, the commit raises `CommitFailed`.
+    - ``"nested"``: a savepoint of it. An error undoes the block alone.
+    - ``"requires_new"``: a unit of its own, with a connection of its own.
+    - ``"mandatory"``: a part of it, and `OutsideScope` where there is none.
+    - ``"never"``: no unit at all. `UsageError` if a transaction is open; inside the block no session can be had.
+
+    ``reads_only=True`` says of a unit made here that it will not write: SQLite then takes no write lock.
+
+    The `with` form, and a decorated plain function, are blocking, for sync databases. Gives the `Unit`.
+    """
+
+    @overload
+    def __init__(
+        self: transaction[Unit],
+        scope: Literal["required", "requires_new", "nested", "mandatory"] = ...,
+        *,
+        reads_only: bool = ...,
+    ) -> None: ...
+    @overload
+    def __init__(self: transaction[None], scope: Literal["never"], *, reads_only: bool = ...) -> None: ...
+    def __init__(self, scope: Scope = "required", *, reads_only: bool = False) -> None:
+        if callable(scope):
+            raise ImproperConfigurationError("@transaction decorates when it is called: write @transaction().")
+        if scope not in SCOPES:
+            raise unknown_value("scope", scope, SCOPES)
+        self._scope = scope
+        self._reads_only = reads_only
+        self._unit: Unit | None = None
+        self._block: Block | None = None
+        self._own: NamedScope | None = None
+        self._token: Token[UnitScope | None] | None = None
+        self._entered = False
+
+    def __call__(self, function: F) -> F:
+        """A function that runs in such a block, a new one for each call."""
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ImproperConfigurationError(
+                f"@transaction: {function!r} is a generator, whose caller decides when it runs and ends: "
+                "use a block inside it."
+            )
+        again = functools.partial(_block_of, self._scope, self._reads_only)
+
+        @functools.wraps(function)
+        async def awaited(*arguments: Any, **keywords: Any) -> Any:
+            async with again():
+                return await function(*arguments, **keywords)
+
+        @functools.wraps(function)
+        def called(*arguments: Any, **keywords: Any) -> Any:
+            with again():
+                return function(*arguments, **keywords)
+
+        made: Any = awaited if is_async(function) else called
+        decorated: F = made
+        return decorated
+
+    async def __aenter__(self) -> U:
+        unit: Any = self._begin(LOOP)
+        if self._block is not None and not self._block.joined:
+            await unit.enter_block(self._block)
+        given: U = unit
+        return given
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: Error, traceback: TracebackType | None) -> None:
+        if self._own is not None:
+            await self._end_own(self._own, error)
+        elif self._unit is not None and self._block is not None:
+            await self._unit.host.shielded(self._unit.leave_block(self._block, error))
+        else:
+            self._back_to_outer()
+
+    def __enter__(self) -> U:
+        unit: Any = self._begin(PLAIN)
+        if self._block is not None:
+            awaiting = [database.key for database, handle in unit.handles() if not database.blocking]
+            if awaiting:
+                unit.blocks.remove(self._block)
+                raise UsageError(
+                    f"a blocking block cannot be a part of {unit.name}, which uses async databases "
+                    f"({', '.join(map(repr, awaiting))}): use `async with unit_of_work():` in a coroutine."
+                )
+            if not self._block.joined:
+                run_now(unit.enter_block(self._block, PLAIN.leaf))
+        given: U = unit
+        return given
+
+    def __exit__(self, kind: type[BaseException] | None, error: Error, traceback: TracebackType | None) -> None:
+        if self._own is not None:
+            run_now(self._end_own(self._own, error))
+        elif self._unit is not None and self._block is not None:
+            run_now(self._unit.leave_block(self._block, error, PLAIN.leaf))
+        else:
+            self._back_to_outer()
+
+    def _begin(self, host: Host) -> Unit | None:
+        if self._entered:
+            raise RuntimeError("a transaction() or unit_of_work() serves one block: make one for each.")
+        self._entered = True
+        outer = open_scope()
+        if self._scope == "never":
+            self._leave_outer(outer)
+        elif outer is None and self._scope == "mandatory":
+            raise OutsideScope("transaction('mandatory') needs an open unit of work around it, and there is none.")
+        elif outer is None or self._scope == "requires_new":
+            self._own = own = NamedScope(host, _caller())
+            own.reads_only = self._reads_only
+            self._unit = own.open()
+            self._unit.blocks.append(Block())
+            self._token = CURRENT.set(own)
+        else:
+            self._unit = outer.open()
+            self._block = self._unit.new_block(joined=self._scope != "nested")
+        return self._unit
+
+    def _leave_outer(self, outer: UnitScope | None) -> None:
+        if outer is not None and outer.unit is not None and outer.unit.busy():
+            raise UsageError(
+                f"transaction('never') inside {outer.describe()}, which has a transaction open: commit it first, or "
+                "do this work before or after it."
+            )
+        self._token = CURRENT.set(None)
+
+    async def _end_own(self, own: NamedScope, error: Error) -> None:
+        unit = own.open()
+        root = unit.blocks.pop(0)
+        try:
+            if error is None and root.failed is None:
+                await unit.finish(_always)
+                return
+            await _closed(unit, error)
+            if error is None and root.failed is not None:
+                raise CommitFailed(", ".join(database.key for database, _ in unit.handles()), root.failed)
+        finally:
+            own.closed, own.unit = True, None
+            self._back_to_outer()
+
+    def _back_to_outer(self) -> None:
+        """A block may be left in another context than it was entered in, as fixtures and generators do."""
+        token, self._token = self._token, None
+        if token is not None:
+            try:
+                CURRENT.reset(token)
+            except ValueError:
+                if CURRENT.get() is self._own:
+                    CURRENT.set(None)
+
+
+class unit_of_work(transaction[Unit]):  # noqa: N801 - as transaction
+    """``transaction("nested")``: a unit of work, or a savepoint of the one that is open."""
+
+    def __init__(self) -> None:
+        super().__init__("nested")
+
+
+class new_unit_of_work(transaction[Unit]):  # noqa: N801 - as transaction
+    """``transaction("requires_new")``: a unit of work of its own, also where another one is open."""
+
+    def __init__(self) -> None:
+        super().__init__("requires_new")
+
+
+def in_new_unit(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that runs in a unit of work of its own: kept when it returns, rolled back when it raises.
+
+    For background tasks that must stand alone, and for tasks that outlive their request. Unlike in a `transaction`
+    block, the function may commit in between (`commit_db_session`, `atomic_db_session`).
+    """
+    where = getattr(function, "__qualname__", repr(function))
+
+    @functools.wraps(function)
+    async def awaited(*arguments: P.args, **keywords: P.kwargs) -> Any:
+        with _entered(NamedScope(LOOP, where)) as scope:
+            try:
+                result: Any = function(*arguments, **keywords)
+                result = await result
+            except BaseException as error:
+                await _closed(scope.unit, error)
+                raise
+            if scope.unit is not None:
+                await scope.unit.finish(_always)
+            return result
+
+    @functools.wraps(function)
+    def called(*arguments: P.args, **keywords: P.kwargs) -> T:
+        with _entered(NamedScope(PLAIN, where)) as scope:
+            try:
+                result = function(*arguments, **keywords)
+            except BaseException as error:
+                run_now(_closed(scope.unit, error))
+                raise
+            if scope.unit is not None:
+                run_now(scope.unit.finish(_always))
+            return result
+
+    made: Any = awaited if is_async(function) else called
+    wrapped: Callable[P, T] = made
+    return wrapped
+
+
+@overload
+async def run_in_new_ctx(callable_func: Callable[P, Awaitable[T]], *arguments: P.args, **keywords: P.kwargs) -> T: ...
+@overload
+async def run_in_new_ctx(callable_func: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T: ...
+async def run_in_new_ctx(callable_func: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Run a function in a unit of work of its own, and return what it returns: `in_new_unit`, called at once.
+
+    A coroutine function is awaited here; a plain one runs in a worker thread, over sync databases.
+    """
+    alone = in_new_unit(callable_func)
+    if is_async(callable_func):
+        return await alone(*arguments, **keywords)
+    return await in_thread(functools.partial(alone, *arguments, **keywords))
+
+
+def _block_of(scope: Any, reads_only: bool) -> transaction[Any]:
+    return transaction(scope, reads_only=reads_only)
+
+
+@contextmanager
+def _entered(scope: NamedScope) -> Iterator[NamedScope]:
+    token = CURRENT.set(scope)
+    try:
+        yield scope
+    finally:
+        scope.closed, scope.unit = True, None
+        CURRENT.reset(token)
+
+
+async def _closed(unit: Unit | None, error: Error) -> None:
+    """Roll back what is open; an error already under way comes first."""
+    if unit is None:
+        return
+    try:
+        await unit.close()
+    except Exception as failure:
+        if error is None:
+            raise
+        error.add_note(f"transept: while closing {unit.name}: {failure!r}")
+
+
+def _always(database: object) -> bool:
+    return True
+
+
+def _caller() -> str:
+    """Where the block stands: the first frame outside of the library."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(("transept.", "contextlib")):
+        frame = frame.f_back
+    return f"the block in {frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
