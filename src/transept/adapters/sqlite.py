@@ -8,7 +8,7 @@ from dataclasses import field
 from typing import Any, ClassVar
 from weakref import finalize
 
-from transept._sqlite import PRAGMAS, begin_statement, memory_name
+from transept._sqlite import begin_statement, memory_name, prepare
 from transept.config import DatabaseSettings, configuration, options_checked
 from transept.errors import ImproperConfigurationError
 from transept.sql.session import Parameters, Result, SQLHandle
@@ -73,8 +73,11 @@ class SqliteConfig(DatabaseSettings):
         if self._keeper is None and "vfs=memdb" in str(self._options["database"]):
             self._keeper = finalize(self, sqlite3.connect(**self._options).close)
         connection = sqlite3.connect(**self._options)
-        for pragma in PRAGMAS:
-            connection.execute(pragma)
+        try:
+            prepare(connection.execute)
+        except BaseException:
+            connection.close()
+            raise
         return SqliteLink(connection)
 
 

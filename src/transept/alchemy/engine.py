@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from sqlalchemy.util.queue import Queue
 
-from transept._sqlite import MAY_WRITE, PRAGMAS, begin_statement, memory_name
+from transept._sqlite import MAY_WRITE, begin_statement, memory_name, prepare
 from transept.errors import PoolBusyOnLoop
 from transept.turn import on_loop
 
@@ -78,8 +78,7 @@ def _prepare_sqlite(engine: Engine) -> None:
     def connected(connection: Any, record: Any) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in PRAGMAS:
-            cursor.execute(pragma)
+        prepare(cursor.execute)
         cursor.close()
 
     def begun(connection: Connection) -> None:
