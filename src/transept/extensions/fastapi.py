@@ -10,7 +10,12 @@ from starlette.requests import HTTPConnection
 
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
 from transept.database import Database, Registry
-from transept.extensions.starlette import Extension
+from transept.extensions.starlette import (
+    Extension,
+    add_starlette_http_db_session_middleware,
+    starlette_http_db_session_middleware,
+    unit_of,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -26,7 +31,12 @@ __all__ = [
     "SQLAlchemySyncConfig",
     "SyncSessionConfig",
     "Transept",
+    "add_fastapi_http_db_session_middleware",
+    "fastapi_http_db_session_middleware",
 ]
+
+add_fastapi_http_db_session_middleware = add_starlette_http_db_session_middleware
+fastapi_http_db_session_middleware = starlette_http_db_session_middleware
 
 Dependency = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -67,7 +77,7 @@ class Transept(Extension):
         self, key: Database | str | None = None
     ) -> Callable[[HTTPConnection], Coroutine[Any, Any, AsyncSession]]:
         """As `provide_session`, for an async SQLAlchemy database."""
-        return self._dependency(self.get_async_config, key, self._session_of)
+        return self._dependency(self.get_async_database, key, self._session_of)
 
     def provide_sync_session(
         self, key: Database | str | None = None
@@ -83,7 +93,7 @@ class Transept(Extension):
 
     def provide_async_engine(self, key: Database | str | None = None) -> Callable[[], Coroutine[Any, Any, AsyncEngine]]:
         """As `provide_engine`, for an async SQLAlchemy database."""
-        return self._dependency(self.get_async_config, key, self._engine_of)
+        return self._dependency(self.get_async_database, key, self._engine_of)
 
     def provide_sync_engine(self, key: Database | str | None = None) -> Callable[[], Coroutine[Any, Any, Engine]]:
         """As `provide_engine`, for a sync SQLAlchemy database."""
@@ -91,7 +101,7 @@ class Transept(Extension):
 
     def _session_of(self, find: Callable[[], Database]) -> Dependency:
         async def provide(connection: HTTPConnection) -> Any:
-            return self._session(connection, find())
+            return await unit_of(connection).prepared(find())
 
         return provide
 

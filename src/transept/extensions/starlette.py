@@ -10,32 +10,39 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import HTTPConnection, Request
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from transept._bridge import is_async
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
 from transept.context import LOOP
 from transept.database import Database, Registry
 from transept.errors import ImproperConfigurationError, OutsideScope
-from transept.gate.asgi import ASGIGate, unit_scope
+from transept.gate.asgi import ASGIGate, ASGIHTTPDBSessionMiddleware, unit_scope
+from transept.gate.by_hand import auto_commit_by_status_code, init_db_session_ctx, reset_db_session_ctx
 from transept.lifecycle import running
 from transept.transaction import new_unit_of_work
+from transept.unit import BeforeCommit, Unit
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
     from sqlalchemy.orm import Session
 
-    from transept.alchemy import SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
+    from transept.alchemy import DBConnect, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
 
 __all__ = [
     "AsyncSessionConfig",
     "EngineConfig",
     "SQLAlchemyAsyncConfig",
     "SQLAlchemySyncConfig",
+    "StarletteHTTPDBSessionMiddleware",
     "SyncSessionConfig",
     "Transept",
+    "add_starlette_http_db_session_middleware",
+    "starlette_http_db_session_middleware",
 ]
 
 
@@ -105,6 +112,13 @@ class Extension:
             raise _expected("async", config)
         return config
 
+    def get_async_database(self, key: Database | str | None = None) -> SQLAlchemyAsyncConfig | DBConnect:
+        """As `get_async_config`, and for a `DBConnect`: whatever gives an `AsyncSession`."""
+        from transept.alchemy import DBConnect
+
+        config = self._registry.get(key)
+        return config if isinstance(config, DBConnect) else self.get_async_config(key)
+
     def get_sync_config(self, key: Database | str | None = None) -> SQLAlchemySyncConfig:
         """As `get_config`, for a sync SQLAlchemy database.
 
@@ -134,7 +148,7 @@ class Extension:
 
     def get_async_session(self, request: HTTPConnection, key: Database | str | None = None) -> AsyncSession:
         """As `get_session`, for an async SQLAlchemy database."""
-        session: AsyncSession = self._session(request, self.get_async_config(key))
+        session: AsyncSession = self._session(request, self.get_async_database(key))
         return session
 
     def get_sync_session(self, request: HTTPConnection, key: Database | str | None = None) -> Session:
@@ -147,7 +161,7 @@ class Extension:
     @asynccontextmanager
     async def with_async_session(self, key: Database | str | None = None) -> AsyncIterator[AsyncSession]:
         """A new session in a unit of work of its own, committed at a clean end of the block, else rolled back."""
-        config = self.get_async_config(key)
+        config = self.get_async_database(key)
         async with new_unit_of_work() as unit:
             yield await unit.prepared(config)
 
@@ -163,24 +177,18 @@ class Extension:
     def get_engine(self, key: Database | str | None = None) -> Engine | AsyncEngine:
         """The engine of a SQLAlchemy database; an async one belongs to the running event loop."""
         config = self._registry.get(key)
-        return self.get_sync_config(key).get_engine() if config.blocking else self.get_async_config(key).get_engine()
+        return self.get_sync_config(key).get_engine() if config.blocking else self.get_async_database(key).get_engine()
 
     def get_async_engine(self, key: Database | str | None = None) -> AsyncEngine:
         """The engine of an async SQLAlchemy database, for the running event loop."""
-        return self.get_async_config(key).get_engine()
+        return self.get_async_database(key).get_engine()
 
     def get_sync_engine(self, key: Database | str | None = None) -> Engine:
         """The engine of a sync SQLAlchemy database."""
         return self.get_sync_config(key).get_engine()
 
     def _session(self, request: HTTPConnection, database: Database) -> Any:
-        units = unit_scope(request.scope)
-        if units is None:
-            raise OutsideScope(
-                "no gate stands around this request: pass app= to Transept(...), or call init_app(app) before the "
-                "app starts."
-            )
-        return units.open().session(database)
+        return unit_of(request).session(database)
 
 
 class Transept(Extension):
@@ -223,22 +231,96 @@ class Transept(Extension):
         return lambda: self.get_sync_engine(key)
 
 
-def _registry_of(app: Starlette) -> Registry | None:
+def add_starlette_http_db_session_middleware(
+    app: Starlette,
+    before_commit: BeforeCommit | None = None,
+    *,
+    databases: Registry | Database | Iterable[Database] = (),
+) -> None:
+    """Put the gate into the app's middleware, innermost, so that `db_session` works in its endpoints.
+
+    Args:
+        app: the app, before its first request.
+        before_commit: awaited with each session that is going to be committed.
+        databases: those to be known by name, and to be started and stopped with the app. Others are passed to
+            `db_session` as they are.
+
+    Raises:
+        ImproperConfigurationError: the app has started.
+    """
+    given = databases if databases != () else Registry()
+    registry = _registry_of(app)
+    if registry is None:
+        _install(app, Registry(Registry.of(given), first_is_default=False), before_commit)
+        return
+    for database in Registry.of(given):
+        registry.add(database)
+    if before_commit is not None:
+        _gate_of(app).kwargs["before_commit"] = before_commit
+
+
+class StarletteHTTPDBSessionMiddleware(ASGIHTTPDBSessionMiddleware):
+    """The gate as a middleware class, where the app's middleware is listed by hand. Put it last in the list."""
+
+    def __init__(self, app: ASGIApp, dispatch: None = None, before_commit: BeforeCommit | None = None) -> None:
+        if dispatch is not None:
+            raise ImproperConfigurationError(
+                f"StarletteHTTPDBSessionMiddleware: dispatch={dispatch!r}: it takes no dispatch function; put a "
+                "middleware of your own around it."
+            )
+        super().__init__(app, before_commit)
+        self.answer = answer_by_handlers
+
+
+async def starlette_http_db_session_middleware(
+    request: Request, call_next: RequestResponseEndpoint, before_commit: BeforeCommit | None = None
+) -> Response:
+    """The gate as a dispatch function of `BaseHTTPMiddleware`.
+
+    The response is settled before it is returned. Starlette runs its body and its background tasks in another task,
+    where no gate can settle anything any more: `db_session` raises `OutsideScope` there. Use
+    `add_starlette_http_db_session_middleware` where they need sessions.
+    """
+    if unit_scope(request.scope) is not None:
+        return await call_next(request)
+    token = init_db_session_ctx(force=True)
+    try:
+        response = await call_next(request)
+        await auto_commit_by_status_code(response.status_code, before_commit)
+    finally:
+        await reset_db_session_ctx(token)
+    return response
+
+
+def unit_of(request: HTTPConnection) -> Unit:
+    units = unit_scope(request.scope)
+    if units is None:
+        raise OutsideScope(
+            "no gate stands around this request: pass app= to Transept(...), or call init_app(app) before the app "
+            "starts."
+        )
+    return units.open()
+
+
+def _gate_of(app: Starlette) -> Any:
     gates: Any = ASGIGate
-    for entry in app.user_middleware:
-        if entry.cls is gates:
-            registry: Any = entry.kwargs["registry"]
-            return registry if isinstance(registry, Registry) else None
-    return None
+    return next((entry for entry in app.user_middleware if entry.cls is gates), None)
 
 
-def _install(app: Starlette, registry: Registry) -> None:
+def _registry_of(app: Starlette) -> Registry | None:
+    gate = _gate_of(app)
+    registry: Any = None if gate is None else gate.kwargs["registry"]
+    return registry if isinstance(registry, Registry) else None
+
+
+def _install(app: Starlette, registry: Registry, before_commit: BeforeCommit | None = None) -> None:
     if app.middleware_stack is not None:
         raise ImproperConfigurationError(
             "this app has started already, so its middleware is fixed: create Transept(..., app=app), or call "
             "init_app(app), before the first request."
         )
-    app.user_middleware.append(Middleware(ASGIGate, registry=registry, answer=answer_by_handlers))
+    gate = Middleware(ASGIGate, registry=registry, answer=answer_by_handlers, before_commit=before_commit)
+    app.user_middleware.append(gate)
     users_own = app.router.lifespan_context
 
     @asynccontextmanager
