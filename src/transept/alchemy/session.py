@@ -163,9 +163,14 @@ class LiveCursor:
         return getattr(self._cursor, name)
 
 
-@functools.cache
 def guarded_class(plain: Any) -> Any:
-    """A subclass of this session class whose methods take the session's turn. One is made for each class."""
+    """A subclass of this session class whose methods take the session's turn.
+
+    One is made for each class, and kept there: a maker has a class of its own, and they go together.
+    """
+    kept = plain.__dict__.get("transept_guarded")
+    if kept is not None:
+        return kept
     methods: dict[str, Any] = {name: _taking_turn(getattr(plain, name), name) for name in GUARDED}
     for name in HARMLESS_AFTER_THE_END:
         methods[name] = _harmless_after_the_end(methods.get(name) or _taking_turn(getattr(plain, name), name))
@@ -180,6 +185,7 @@ def guarded_class(plain: Any) -> Any:
     event.listen(made, "after_transaction_create", _after_transaction_create)
     event.listen(made, "after_soft_rollback", _after_soft_rollback)
     event.listen(made, "after_transaction_end", _after_transaction_end)
+    plain.transept_guarded = made
     return made
 
 
