@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, dataclass_transform
 
-from transept.errors import ImproperConfigurationError, unknown_option
+from transept.errors import ImproperConfigurationError, UsageError, unknown_option
 from transept.policy import CommitMode, Policy
 
 if TYPE_CHECKING:
@@ -174,10 +175,30 @@ class DatabaseSettings:
         self.session_key = text_setting(owner, "session_key", self.session_key or default_key)
         checked("keep_transaction_for_body", self.keep_transaction_for_body, bool, owner)
         self.policy = Policy.of(self.commit_mode, self.extra_commit_statuses, self.extra_rollback_statuses)
+        self._source: Callable[[Any], Any] | None = None
 
     @property
     def key(self) -> str:
         return self.bind_key
+
+    @contextmanager
+    def use(self, source: Callable[[Any], Any]) -> Iterator[None]:
+        """Sessions that units open in this block get their connections from `source`; see `transept.database.Sourced`.
+
+        Raises:
+            UsageError: another such block is open.
+        """
+        if self._source is not None:
+            raise UsageError(f"database {self.key!r} gets its connections from {self._source!r} already.")
+        self._source = source
+        try:
+            yield
+        finally:
+            self._source = None
+
+    def _route(self, hooks: Any) -> Any:
+        """What the source has for a unit that opens a session; None where there is no source."""
+        return None if self._source is None else self._source(hooks)
 
 
 def checked(setting: str, value: object, kind: type, owner: str, *, optional: bool = False) -> None:

@@ -11,13 +11,14 @@ thread.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from transept.errors import ImproperConfigurationError
 from transept.policy import Policy
 
-__all__ = ["Adopts", "Database", "Gives", "Handle", "Prepares", "Registry", "Savepoints"]
+__all__ = ["Adopts", "Database", "Gives", "Handle", "Prepares", "Registry", "Savepoints", "Sourced"]
 
 S_co = TypeVar("S_co", covariant=True)
 
@@ -163,6 +164,20 @@ class Adopts(Protocol):
 
     def give_up(self, handle: Any) -> Any:
         """The session of a handle that `adopt` or `open` made, as it was before."""
+        ...
+
+
+@runtime_checkable
+class Sourced(Protocol):
+    """The capability of a database whose connections may come from elsewhere than its pool. For tests."""
+
+    def use(self, source: Any) -> AbstractContextManager[None]:
+        """Sessions that units open while the block lasts get their connections from `source`.
+
+        It is called with the unit's `hooks` for each session, and returns what that family of databases asks for a
+        connection: over SQLAlchemy, a function that takes an `Engine` and returns the one to connect with instead; of
+        a raw driver, a `transept.sql.session.Linker`. Sessions that are open already keep what they have.
+        """
         ...
 
 

@@ -38,6 +38,7 @@ class AsyncpgConfig(DatabaseSettings):
 
     pool_config: Mapping[str, Any] = field(default_factory=dict)
 
+    dialect: ClassVar[str] = "postgresql"
     blocking: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -46,7 +47,7 @@ class AsyncpgConfig(DatabaseSettings):
         self._pools = PerLoop(lambda: LoopPool(self.pool_config), LoopPool.close)
 
     def open(self, hooks: Hooks, reads_only: bool) -> SQLHandle:
-        return SQLHandle(self, TaskTurn(), reads_only)
+        return SQLHandle(self._route(hooks) or self, TaskTurn(), reads_only)
 
     async def start(self) -> None:
         """The pool connects when it is first needed, so an app starts while its database is down."""

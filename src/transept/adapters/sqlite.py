@@ -43,6 +43,7 @@ class SqliteConfig(DatabaseSettings):
 
     pool_config: Mapping[str, Any] = field(default_factory=dict)
 
+    dialect: ClassVar[str] = "sqlite"
     blocking: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class SqliteConfig(DatabaseSettings):
             self._options.update(database=f"file:{memory_name()}?vfs=memdb", uri=True)
 
     def open(self, hooks: Hooks, reads_only: bool) -> SQLHandle:
-        return SQLHandle(self, ThreadTurn(), reads_only)
+        return SQLHandle(self._route(hooks) or self, ThreadTurn(), reads_only)
 
     async def start(self) -> None:
         """A connection is opened for each transaction."""

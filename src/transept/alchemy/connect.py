@@ -156,7 +156,8 @@ class DBConnect(DatabaseSettings):
         await self.close()
 
     def _handle(self, session: AsyncSession, hooks: Hooks, reads_only: bool) -> AsyncHandle:
-        return AsyncHandle(session, Seat(self.key, TaskTurn(), hooks, reads_only=reads_only))
+        seat = Seat(self.key, TaskTurn(), hooks, reads_only=reads_only, route=self._route(hooks))
+        return AsyncHandle(session, seat)
 
     def _host(self, name: str) -> Host:
         if not isinstance(name, str) or not name:

@@ -206,7 +206,8 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
 
     def adopt(self, session: Session, hooks: Hooks, reads_only: bool) -> BlockingHandle:
         first_use = self._prepare if self.create_all and not self._created else None
-        seat = Seat(self.key, ThreadTurn(), hooks, reads_only=reads_only, first_use=first_use)
+        route = self._route(hooks)
+        seat = Seat(self.key, ThreadTurn(), hooks, reads_only=reads_only, first_use=first_use, route=route)
         return BlockingHandle(session, seat)
 
     async def start(self) -> None:
@@ -279,7 +280,8 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
 
     def adopt(self, session: AsyncSession, hooks: Hooks, reads_only: bool) -> AsyncHandle:
         first_use = self._prepare_in_greenlet if self.create_all and not self._created else None
-        seat = Seat(self.key, TaskTurn(), hooks, reads_only=reads_only, first_use=first_use)
+        route = self._route(hooks)
+        seat = Seat(self.key, TaskTurn(), hooks, reads_only=reads_only, first_use=first_use, route=route)
         return AsyncHandle(session, seat)
 
     async def start(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import TextClause, event
-from sqlalchemy.engine import Connection, CursorResult
+from sqlalchemy.engine import Connection, CursorResult, Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from sqlalchemy.util import await_only
 
@@ -63,6 +63,7 @@ class Seat:
         "key",
         "marks",
         "may_write",
+        "route",
         "turn",
         "wrote",
     )
@@ -75,12 +76,14 @@ class Seat:
         *,
         reads_only: bool,
         first_use: Callable[[], None] | None = None,
+        route: Callable[[Engine], Engine] | None = None,
     ) -> None:
         self.key = key
         self.turn = turn
         self.hooks = hooks
         self.may_write = not reads_only
         self.first_use = first_use
+        self.route = route
         self.connections: dict[Connection, None] = {}
         self.cursors: WeakSet[LiveCursor] = WeakSet()
         self.marks: dict[SessionTransaction, int] = {}
@@ -198,7 +201,20 @@ def guard(session: Session, seat: Seat) -> None:
     """Make this session take turns from now on."""
     session.transept_seat = seat  # type: ignore[attr-defined]
     plain: Any = type(session)
-    session.__class__ = guarded_class(getattr(plain, "transept_plain", plain))
+    guarded = guarded_class(getattr(plain, "transept_plain", plain))
+    session.__class__ = guarded if seat.route is None else routed_class(guarded)
+
+
+@functools.cache
+def routed_class(guarded: Any) -> Any:
+    """A subclass of this guarded class whose sessions connect with the engine that their seat's route gives."""
+
+    def get_bind(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        bind = guarded.get_bind(self, *arguments, **keywords)
+        return self.transept_seat.route(bind) if isinstance(bind, Engine) else bind
+
+    names = {"get_bind": functools.wraps(guarded.get_bind)(get_bind), "__module__": guarded.__module__}
+    return type(guarded.__name__, (guarded,), names)
 
 
 def unguard(session: Session) -> None:
