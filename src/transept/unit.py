@@ -2,135 +2,31 @@
 
     open -> (doomed) -> settled, as often as there is something to settle -> ended
 
-Rule 1: what can fail early is made to: all that are to be kept are checked before the first one commits.
-Rule 2: a failure before the first commit rolls all back; after it, it is `PartlyCommitted`.
-Rule 3: hooks run when all have committed, in the order registered, before anybody is told.
-Rule 4: every session is ended, whatever fails on the way; an error of cleaning up becomes a note on the first error.
+Rule 1: all databases end together (`transept.settling`).
+Rule 2: hooks run when all have committed, in the order registered, before anybody is told.
+Rule 3: every session is ended, whatever fails on the way; an error of cleaning up becomes a note on the first error.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, overload
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 from transept._bridge import is_async
-from transept.database import Adopts, Database, Gives, Handle, Prepares, Registry, Savepoints
-from transept.errors import CommitFailed, CommitInDoubt, OutsideScope, PartlyCommitted, UsageError
+from transept.block import Block
+from transept.database import Adopts, Database, Gives, Handle, Prepares, Registry
+from transept.errors import CommitFailed, OutsideScope, UsageError
+from transept.hooks import Hook, Hooks
+from transept.settling import Host, Keeps, Leaf, Part, Settled, Settling, Spare
 
 __all__ = ["BeforeCommit", "Block", "Hooks", "Host", "Settled", "Unit"]
 
 S = TypeVar("S")
-T = TypeVar("T")
-Hook = Callable[[], Any]
 BeforeCommit = Callable[[Any], Any]
-Keeps = Callable[[Database | None], bool]
-Spare = Callable[[Database, Handle], bool]
-Leaf = Callable[[bool, Coroutine[Any, Any, T]], Awaitable[T]]
-Part = tuple[Database, Handle]
 
 logger = logging.getLogger("transept")
-
-
-class Host(Protocol):
-    """What a unit needs from where it runs: the core imports no event loop and no threads."""
-
-    @property
-    def blocking(self) -> bool: ...
-
-    async def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> T:
-        """Run I/O of a database of this colour where it may run."""
-        ...
-
-    async def shielded(self, work: Coroutine[Any, Any, T], cancelled: Callable[[], None] | None = None) -> T:
-        """Run this to its end, also when the caller is cancelled: call `cancelled()`, and raise it afterwards."""
-        ...
-
-    async def call(self, hook: Hook) -> None:
-        """Call a hook of either colour."""
-        ...
-
-
-class Hooks:
-    """The callables to run when the unit has committed, or has rolled back, in the order registered.
-
-    `failed_block` says why no COMMIT may follow: an error left a block that was a part of the unit.
-    """
-
-    __slots__ = ("_entries", "failed_block")
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[bool, Hook]] = []
-        self.failed_block: str | None = None
-
-    def add(self, committed: bool, hook: Hook) -> None:
-        self._entries.append((committed, hook))
-
-    def mark(self) -> int:
-        """Where a savepoint begins, for `drop_since`."""
-        return len(self._entries)
-
-    def drop_since(self, mark: int) -> None:
-        """The savepoint was rolled back: forget what was registered in it."""
-        del self._entries[mark:]
-
-    def take(self, committed: bool) -> list[Hook]:
-        """The hooks of this outcome; all are forgotten."""
-        entries, self._entries = self._entries, []
-        return [hook for outcome, hook in entries if outcome is committed]
-
-    def __bool__(self) -> bool:
-        return bool(self._entries)
-
-
-def _none(database: Database, handle: Handle) -> bool:
-    return False
-
-
-@dataclass(slots=True)
-class Settled:
-    """What one settling did. `forgotten`: keys of manual databases whose uncommitted work was rolled back."""
-
-    forgotten: list[str] = field(default_factory=list)
-    kept: bool = True
-
-
-@dataclass(slots=True)
-class Settling:
-    """One settling under way: what it was asked to do, whose turns it holds, whether its caller was cancelled."""
-
-    keeps: Keeps
-    spare: Spare
-    last: bool
-    busy: list[Part]
-    held: list[Part]
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-    def keep(self, database: Database) -> bool:
-        return not self.cancelled and self.keeps(database)
-
-    def release(self) -> None:
-        while self.held:
-            self.held.pop()[1].release()
-
-
-@dataclass(slots=True)
-class Block:
-    """A block inside a unit: where it began, so that it can be undone alone, unless it is `joined` to what is around.
-
-    `database`: the only one that it concerns; None means all. `failed`: why it cannot be kept.
-    """
-
-    mark: int = 0
-    joined: bool = False
-    database: Database | None = None
-    savepoints: dict[Database, Any] = field(default_factory=dict)
-    failed: str | None = None
 
 
 class Unit:
@@ -309,7 +205,7 @@ class Unit:
     def handles(self) -> list[Part]:
         return list(self._handles.items())
 
-    async def settle(self, keeps: Keeps, spare: Spare = _none, *, last: bool = False) -> Settled:
+    async def settle(self, keeps: Keeps, spare: Spare | None = None, *, last: bool = False) -> Settled:
         """End the open transactions, each as `keeps(database)` says, then run the hooks.
 
         ``keeps(None)`` decides for a unit that used no database. Those that `spare` names stay as they are, and then
@@ -323,11 +219,11 @@ class Unit:
         if not (self.busy() or self.hooks):
             return Settled()
         if self.before_commit is not None and self._doomed is None:
-            await self._ask_before_commit(keeps, spare)
+            await self._ask_before_commit(keeps, spare or _none)
+        settling = self._settling(keeps, spare or _none)
         busy = self._busy_parts()
-        # The free sessions at once, before anybody else runs; those in use are waited for behind the shield.
-        settling = Settling(keeps, spare, last, busy, [part for part in busy if part[1].hold_now()])
-        return await self.host.shielded(self._settle(settling), settling.cancel)
+        settling.hold_now(busy)  # those in use are waited for behind the shield
+        return await self.host.shielded(self._settle(settling, busy, last), settling.cancel)
 
     async def finish(self, keeps: Keeps) -> Settled:
         """The last settling, and the end of every session."""
@@ -363,11 +259,8 @@ class Unit:
 
     async def enter_block(self, block: Block, leaf: Leaf[Any] | None = None) -> None:
         """Set a savepoint on every database in use, or on the block's."""
-        leaf = leaf or self.host.leaf
         try:
-            for database, handle in self._concerned(block):
-                if handle.in_transaction() and isinstance(handle, Savepoints):
-                    block.savepoints[database] = await leaf(database.blocking, handle.savepoint())
+            await block.begin(self._concerned(block), leaf or self.host.leaf)
         except BaseException:
             self.blocks.remove(block)
             raise
@@ -384,19 +277,15 @@ class Unit:
             if error is not None:
                 self._fail_what_is_around(error)
             return
-        if error is not None:
+        parts = self._concerned(block)
+        if error is None:
+            try:
+                await block.keep(parts, leaf)
+            except BaseException as failure:
+                await self._undo(block, failure, leaf)
+                raise
+        else:
             await self._undo(block, error, leaf)
-            return
-        try:
-            if block.failed is not None:
-                raise CommitFailed(", ".join(database.key for database, _ in self._concerned(block)), block.failed)
-            for database, savepoint in block.savepoints.items():
-                handle = self._handles[database]
-                if isinstance(handle, Savepoints):
-                    await leaf(database.blocking, handle.release_savepoint(savepoint))
-        except BaseException as failure:
-            await self._undo(block, failure, leaf)
-            raise
 
     # How.
 
@@ -471,10 +360,20 @@ class Unit:
     def _busy_parts(self) -> list[Part]:
         return [part for part in self._handles.items() if part[1].in_transaction()]
 
-    async def _settle(self, settling: Settling) -> Settled:
+    def _settling(self, keeps: Keeps, spare: Spare) -> Settling:
+        return Settling(
+            self.host,
+            self.name,
+            self.hooks,
+            lambda database: self._doomed is None and keeps(database),
+            spare,
+            lambda dropped: self._vote(dropped, keeps),
+        )
+
+    async def _settle(self, settling: Settling, busy: list[Part], last: bool) -> Settled:
         try:
-            settled, spared = await self._settle_held(settling)
-            if settling.last and not self.hooks:
+            settled, spared = await settling.run(busy)
+            if last and not self.hooks:
                 self._end()
         except BaseException:
             settling.release()
@@ -491,60 +390,6 @@ class Unit:
         if not self.busy():
             self.hooks.failed_block = None
 
-    async def _settle_held(self, settling: Settling) -> tuple[Settled, bool]:
-        """What was settled, and whether anything was spared."""
-        held = settling.held
-        for part in settling.busy:
-            if part not in held:
-                await self.host.leaf(part[0].blocking, part[1].hold())
-                held.append(part)
-        parts = [part for part in held if part[1].in_transaction()]
-        try:
-            wanted = [part for part in parts if not settling.spare(*part)]
-        except Exception:
-            await self._end_transactions(parts, _NOTHING)
-            raise
-        return await self._end_transactions(wanted, settling), len(wanted) < len(parts)
-
-    async def _end_transactions(self, parts: list[Part], settling: Settling) -> Settled:
-        """The blocking ones all in one thread when there are no others."""
-        if parts and not self.host.blocking and all(database.blocking for database, _ in parts):
-            return await self.host.leaf(True, self._commit_or_roll_back(parts, settling, _direct))
-        return await self._commit_or_roll_back(parts, settling, self.host.leaf)
-
-    async def _commit_or_roll_back(self, parts: list[Part], settling: Settling, leaf: Leaf[Any]) -> Settled:
-        keep = [part for part in parts if self._doomed is None and settling.keep(part[0])]
-        drop = [part for part in parts if part not in keep]
-        forgotten = [db.key for db, handle in drop if db.policy.manual and handle.wrote()]
-        settled = Settled(forgotten, self._vote(drop, settling.keeps))
-        committed: list[str] = []
-        database: Database | None = None
-        try:
-            if keep and self.hooks.failed_block is not None:
-                raise CommitFailed(keep[0][0].key, self.hooks.failed_block)
-            for database, handle in keep:
-                await leaf(database.blocking, handle.check())
-            if settling.cancelled:  # before a COMMIT was sent
-                keep, drop = [], parts
-            for part in drop:
-                await _roll_back(part, None, leaf)
-            for database, handle in keep:
-                await leaf(database.blocking, handle.commit())
-                committed.append(database.key)
-        except BaseException as error:
-            rest = [part for part in parts if part[1].in_transaction()]
-            for part in rest:
-                await _roll_back(part, error, leaf)
-            failed = database.key if database is not None else ""
-            if committed:
-                others = [db.key for db, _ in rest if db.key != failed]
-                raise PartlyCommitted(committed, failed, others) from error
-            if database is not None and not isinstance(error, CommitInDoubt):
-                error.add_note(f"transept: {self.name}: database {failed!r} did not commit; all was rolled back.")
-            raise
-        settled.kept = settled.kept and not (settling.cancelled and not committed)
-        return settled
-
     def _vote(self, dropped: list[Part], keeps: Keeps) -> bool:
         """Whether the unit as a whole is kept, for the hooks."""
         if self._doomed is not None:
@@ -560,16 +405,9 @@ class Unit:
         return all(votes) if votes else keeps(None)
 
     async def _undo(self, block: Block, error: BaseException, leaf: Leaf[Any]) -> None:
-        self.hooks.drop_since(block.mark)
-        for database, handle in self._concerned(block):
-            try:
-                if database in block.savepoints and isinstance(handle, Savepoints):
-                    await leaf(database.blocking, handle.rollback_to(block.savepoints[database]))
-                elif handle.in_transaction():
-                    await leaf(database.blocking, handle.rollback())
-            except Exception as failure:
-                self.doom(f"a block could not be undone on database {database.key!r}")
-                error.add_note(f"transept: while undoing the block on database {database.key!r}: {failure!r}")
+        could_not = await block.undo(self._concerned(block), self.hooks, error, leaf)
+        if could_not is not None:
+            self.doom(could_not)
 
     async def _run_hooks(self, committed: bool) -> bool:
         ran = False
@@ -585,7 +423,7 @@ class Unit:
     async def _settle_work_of_hooks(self, settling: Settling) -> None:
         """A hook may have used the unit's sessions; a failure there no longer is the response's."""
         try:
-            await self._end_transactions(self._busy_parts(), settling)
+            await settling.end(self._busy_parts())
         except Exception:
             logger.exception("%s: what a hook wrote could not be kept", self.name)
 
@@ -594,28 +432,5 @@ def _never(database: Database | None) -> bool:
     return False
 
 
-_NOTHING = Settling(_never, _none, False, [], [])
-
-
-async def _direct(blocking: bool, work: Coroutine[Any, Any, T]) -> T:
-    return await work
-
-
-async def _roll_back(part: Part, error: BaseException | None, leaf: Leaf[Any]) -> None:
-    """Roll one database back; a connection that cannot be is dropped, and so is its transaction."""
-    database, handle = part
-    try:
-        if isinstance(error, CommitInDoubt):
-            await leaf(database.blocking, handle.invalidate())
-        else:
-            await leaf(database.blocking, handle.rollback())
-    except Exception as failure:
-        note = f"transept: rolling back database {database.key!r} failed ({failure!r}); its connection was dropped."
-        try:
-            await leaf(database.blocking, handle.invalidate())
-        except Exception as second:
-            note += f" Dropping it failed, too: {second!r}"
-        if error is None:
-            logger.warning(note)
-        else:
-            error.add_note(note)
+def _none(database: Database, handle: Handle) -> bool:
+    return False
