@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from transept._bridge import is_async
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
@@ -319,7 +320,9 @@ def _install(app: Starlette, registry: Registry, before_commit: BeforeCommit | N
             "this app has started already, so its middleware is fixed: create Transept(..., app=app), or call "
             "init_app(app), before the first request."
         )
-    gate = Middleware(ASGIGate, registry=registry, answer=answer_by_handlers, before_commit=before_commit)
+    gate = Middleware(
+        ASGIGate, registry=registry, answer=answer_by_handlers, before_commit=before_commit, runs_ahead=runs_ahead
+    )
     app.user_middleware.append(gate)
     users_own = app.router.lifespan_context
 
@@ -329,6 +332,14 @@ def _install(app: Starlette, registry: Registry, before_commit: BeforeCommit | N
             yield state
 
     app.router.lifespan_context = lifespan
+
+
+def runs_ahead(scope: Scope, start: Message) -> bool:
+    """Whether the body runs already: FastAPI puts a generator endpoint of server-sent events into a task of its own."""
+    endpoint = scope.get("endpoint")
+    if not (inspect.isasyncgenfunction(endpoint) or inspect.isgeneratorfunction(endpoint)):
+        return False
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in start["headers"])
 
 
 async def answer_by_handlers(scope: Scope, receive: Receive, send: Send, failure: Exception) -> bool:

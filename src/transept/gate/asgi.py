@@ -6,8 +6,8 @@
 Rule 1: `http.response.start` is passed on after every database of the request has ended its transaction.
 Rule 2: a failed start was never sent. The error is raised out of `send`, so the app unwinds; whoever below answers
 anew is heard, then the app's own exception handlers are asked, and only then is the error raised on.
-Rule 3: between chunks of a body, transactions end unless a result is being read or the database is manual; the message
-that completes the body waits for the last settling.
+Rule 3: between chunks of a body, transactions end unless a result is being read, a block is open, or the database is
+manual; the message that completes the body waits for the last settling.
 Rule 4: what comes after the response has one fresh unit, kept when the app returns, rolled back when it raises.
 
 One pure ASGI object a request; nothing is made for a request that asks for no session.
@@ -62,6 +62,8 @@ class ASGIGate:
             response and returns True, or returns False. A framework's own exception handlers are called here.
         before_commit: awaited with each session that is going to be committed, while it can still be used.
         on_failed_start: called with the ASGI scope when a start was not passed on, for frameworks that keep note.
+        runs_ahead: called with the scope and the start of a response; whether the framework has begun to run its body
+            already, in a task of its own. What is being read then, and what is manual, is not settled at the start.
 
     Place it below middleware that adds headers to every response, such as CORS.
     """
@@ -74,12 +76,14 @@ class ASGIGate:
         answer: Answer | None = None,
         before_commit: BeforeCommit | None = None,
         on_failed_start: Callable[[Scope], None] | None = None,
+        runs_ahead: Callable[[Scope, Message], bool] | None = None,
     ) -> None:
         self.app = app
         self.registry = Registry.of(registry)
         self.before_commit = before_commit
         self.answer = answer
         self.on_failed_start = on_failed_start
+        self.runs_ahead = runs_ahead
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -271,7 +275,7 @@ class _Request(UnitScope):
     async def start(self, message: Message) -> None:
         if self.unit is not None:
             try:
-                await self.settle_start(self.unit, message["status"])
+                await self.settle_start(self.unit, message)
             except Exception as error:
                 self.phase, self.failure = FAILED, error
                 if self.gate.on_failed_start is not None:
@@ -284,17 +288,20 @@ class _Request(UnitScope):
         self.phase, self.started = STARTED, message
         await self.send_to(message)
 
-    async def settle_start(self, unit: Unit, status: int) -> None:
+    async def settle_start(self, unit: Unit, message: Message) -> None:
         if self.gone:
             unit.doom("the client had left")
-        settled = await unit.settle(outcome_of(status), at_start(status))
-        self.report(unit, settled, status)
+        status: int = message["status"]
+        runs_ahead = self.gate.runs_ahead is not None and self.gate.runs_ahead(self.scope, message)
+        if not (runs_ahead and unit.blocks):
+            settled = await unit.settle(outcome_of(status), between_chunks if runs_ahead else at_start(status))
+            self.report(unit, settled, status)
 
     async def settle_body(self, message: Message, kind: str) -> None:
         if self.is_final(message, kind):
             await self.finish()
         else:
-            if self.unit is not None:
+            if self.unit is not None and not self.unit.blocks:
                 await self.unit.settle(outcome_of(self.started["status"]), between_chunks)
 
     async def pass_on(self, message: Message) -> None:
@@ -366,8 +373,9 @@ class _Request(UnitScope):
         """Nobody below answered: the app's exception handlers do, or the error goes on to the framework's 500."""
         failure = self.failure
         assert failure is not None
-        if await self.app_answers(failure):
-            return
+        for error in _raised_from(failure, unwound):
+            if await self.app_answers(error):
+                return
         if isinstance(failure, CommitInDoubt):
             logger.error("%s: %s", self.describe(), failure, exc_info=failure)
             self.phase = AFTER
@@ -452,6 +460,16 @@ def _content_length(message: Message) -> int | None:
         if name.lower() == b"content-length":
             return int(value)
     return None
+
+
+def _raised_from(failure: Exception, unwound: Exception | None) -> list[Exception]:
+    """What the app has made of the failure while it unwound, the last first, and the failure itself.
+
+    A plain RuntimeError is not the app's: Starlette raises it for a handled error after a start.
+    """
+    chain = _chain(unwound)
+    made = chain[: chain.index(failure)] if failure in chain else []
+    return [*(error for error in made if isinstance(error, Exception) and type(error) is not RuntimeError), failure]
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -174,7 +174,7 @@ class _Request(UnitScope):
 
     def before_chunk(self, data: bytes) -> bool:
         """Settle between chunks; whether a client that counts bytes has the whole body with this one."""
-        if self.unit is not None and self.said is not None:
+        if self.unit is not None and not self.unit.blocks and self.said is not None:
             run_now(self.unit.settle(outcome_of(self.said[0]), between_chunks))
         if self.left is None:
             return False
