@@ -166,6 +166,10 @@ class LiveCursor:
         return getattr(self._cursor, name)
 
 
+class Listening(Session):
+    """Stands below every guarded class and has the listeners: SQLAlchemy forgets no class that was listened to."""
+
+
 def guarded_class(plain: Any) -> Any:
     """A subclass of this session class whose methods take the session's turn.
 
@@ -177,17 +181,8 @@ def guarded_class(plain: Any) -> Any:
     methods: dict[str, Any] = {name: _taking_turn(getattr(plain, name), name) for name in GUARDED}
     for name in HARMLESS_AFTER_THE_END:
         methods[name] = _harmless_after_the_end(methods.get(name) or _taking_turn(getattr(plain, name), name))
-    made: type[Session] = type(
-        plain.__name__, (plain,), {**methods, "__module__": plain.__module__, "transept_plain": plain}
-    )
-    event.listen(made, "after_begin", _after_begin)
-    event.listen(made, "before_commit", _before_commit)
-    event.listen(made, "after_flush", _after_flush)
-    event.listen(made, "after_commit", _after_commit)
-    event.listen(made, "after_rollback", _after_rollback)
-    event.listen(made, "after_transaction_create", _after_transaction_create)
-    event.listen(made, "after_soft_rollback", _after_soft_rollback)
-    event.listen(made, "after_transaction_end", _after_transaction_end)
+    bases = (Listening,) if plain is Session else (plain, Listening)
+    made = type(plain.__name__, bases, {**methods, "__module__": plain.__module__, "transept_plain": plain})
     plain.transept_guarded = made
     return made
 
@@ -346,3 +341,16 @@ def _after_soft_rollback(session: Any, previous: SessionTransaction) -> None:
     mark = seat.marks.pop(previous, None)
     if mark is not None:
         seat.hooks.drop_since(mark)
+
+
+for _listener in (
+    _after_begin,
+    _before_commit,
+    _after_flush,
+    _after_commit,
+    _after_rollback,
+    _after_transaction_create,
+    _after_transaction_end,
+    _after_soft_rollback,
+):
+    event.listen(Listening, _listener.__name__.removeprefix("_"), _listener)
