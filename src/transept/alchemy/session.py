@@ -181,7 +181,7 @@ def guarded_class(plain: Any) -> Any:
     methods: dict[str, Any] = {name: _taking_turn(getattr(plain, name), name) for name in GUARDED}
     for name in HARMLESS_AFTER_THE_END:
         methods[name] = _harmless_after_the_end(methods.get(name) or _taking_turn(getattr(plain, name), name))
-    bases = (Listening,) if plain is Session else (plain, Listening)
+    bases = (Listening,) if issubclass(Listening, plain) else (plain, Listening)
     made = type(plain.__name__, bases, {**methods, "__module__": plain.__module__, "transept_plain": plain})
     plain.transept_guarded = made
     return made
