@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from held import File, Postgres
 from servers.found import SERVERS, SWITCH, everything, needed, servers
 from servers.server import LABELS, NoServerError, Server
 
@@ -68,3 +71,24 @@ def mariadb(request: pytest.FixtureRequest) -> Server:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[File]:
+    tables = File(tmp_path / "held.db")
+    yield tables
+    tables.close()
+
+
+@pytest.fixture
+def other_file(tmp_path: Path) -> Iterator[File]:
+    tables = File(tmp_path / "other.db")
+    yield tables
+    tables.close()
+
+
+@pytest.fixture
+def pg(postgres: Server) -> Iterator[Postgres]:
+    tables = Postgres(postgres)
+    yield tables
+    tables.close()

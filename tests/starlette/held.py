@@ -1,4 +1,4 @@
-"""What tests of Starlette apps share: tables to write to, a second connection that looks, and ways to call an app."""
+"""What tests of apps share: tables to write to, a second connection that looks, and ways to call an app."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 
 import httpx
 from servers.server import Server
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
-from transept.alchemy import EngineConfig, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
+from transept.alchemy import DBConnect, EngineConfig, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
 
 SCHEMA = (
     "CREATE TABLE held (v integer)",
@@ -70,6 +72,8 @@ class Postgres:
         self.server = server
         self.name = f"test_{secrets.token_hex(6)}"
         self.blocking: list[SQLAlchemySyncConfig] = []
+        self.engines: list[AsyncEngine] = []
+        self.disposed: list[str] = []
         self.look: Any = server.connect()
         self.look.execute("DROP TABLE IF EXISTS held, child, parent CASCADE; " + "; ".join(SCHEMA))
 
@@ -90,6 +94,27 @@ class Postgres:
         options = EngineConfig(pool_size=pool_size, max_overflow=0, pool_timeout=5, connect_args=named)
         settings = {"commit_mode": "autocommit", **settings}
         return SQLAlchemyAsyncConfig(connection_string=self.server.url("asyncpg"), engine_config=options, **settings)
+
+    def dbconnect(self, pool_size: int = 5, **settings: Any) -> DBConnect:
+        """A database with engines of the app's own. It has two hosts, "127.0.0.1" and "localhost"."""
+
+        def make(host: str) -> AsyncEngine:
+            url = make_url(self.server.url("asyncpg")).set(host=host)
+            named = {"server_settings": {"application_name": self.name}}
+            sizes = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 5}
+            engine = create_async_engine(url, connect_args=named, **sizes)
+            event.listen(engine.sync_engine, "engine_disposed", lambda _: self.disposed.append(host))
+            self.engines.append(engine)
+            return engine
+
+        def maker(engine: AsyncEngine) -> Any:
+            return async_sessionmaker(engine, expire_on_commit=False)
+
+        return DBConnect(make, maker, **{"host": "127.0.0.1", **settings})
+
+    def out_of_pools(self) -> int:
+        """How many connections are out of the pools that `dbconnect` made."""
+        return sum(int(engine.pool.checkedout()) for engine in self.engines)  # type: ignore[attr-defined]
 
     def sync_config(self, pool_size: int = 5, **settings: Any) -> SQLAlchemySyncConfig:
         named = {"application_name": self.name}
