@@ -273,6 +273,8 @@ class Unit:
         """
         leaf = leaf or self.host.leaf
         self.blocks.remove(block)
+        if self._ended:  # a block around the response outlives it: all was settled before
+            return
         if block.joined:
             if error is not None:
                 self._fail_what_is_around(error)
