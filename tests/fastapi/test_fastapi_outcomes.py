@@ -417,6 +417,26 @@ async def test_a_dependency_that_is_a_block_is_undone_by_an_error_that_the_app_a
     assert file.held() == [1]
 
 
+@both_scopes
+async def test_a_block_around_the_endpoint_ends_quietly_when_its_work_was_kept_before(file: File, scope: When) -> None:
+    app, _, injected = app_with(file.config())
+
+    async def first(session: injected) -> None:
+        await session.execute(insert(1))
+
+    async def block(first: Annotated[None, Depends(first)]) -> AsyncIterator[None]:
+        async with unit_of_work():
+            yield
+
+    @app.post("/", status_code=201)
+    async def write(session: injected, _: given(block, scope)) -> None:
+        await session.execute(insert(2))
+
+    async with calling(app, raises=True) as client:
+        assert (await client.post("/")).status_code == 201
+    assert file.held() == [1, 2]
+
+
 async def test_a_dependency_that_turns_an_error_into_an_answer_is_asked_for_a_failed_commit_too(pg: Postgres) -> None:
     app, _, injected = app_with(pg.config())
 
