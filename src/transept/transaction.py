@@ -109,16 +109,15 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
 
     def __enter__(self) -> U:
         unit: Any = self._begin(PLAIN)
-        if self._block is not None:
+        if self._block is not None and not self._block.joined:
             awaiting = [database.key for database, handle in unit.handles() if not database.blocking]
             if awaiting:
                 unit.blocks.remove(self._block)
                 raise UsageError(
-                    f"a blocking block cannot be a part of {unit.name}, which uses async databases "
+                    f"a blocking block cannot be a savepoint of {unit.name}, which uses async databases "
                     f"({', '.join(map(repr, awaiting))}): use `async with unit_of_work():` in a coroutine."
                 )
-            if not self._block.joined:
-                run_now(unit.enter_block(self._block, PLAIN.leaf))
+            run_now(unit.enter_block(self._block, PLAIN.leaf))
         given: U = unit
         return given
 
