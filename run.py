@@ -18,6 +18,7 @@ BIN = "Scripts" if os.name == "nt" else "bin"
 HELP = """usage: python3 run.py COMMAND [ARGUMENT...]
 
   demo     run examples/orders/demo.py
+  example  serve an app of examples/: NAME, then arguments of uvicorn, such as --port 8001
   test     run the tests with pytest; --nothing-left-out also starts missing servers and fails on a skipped test
   check    formatting, lint, types and import layers
   bench    run bench/request.py: what a request costs, here and elsewhere
@@ -28,7 +29,7 @@ Arguments are passed on, and paths among them start at the project's folder. The
 
 
 def main(arguments: list[str]) -> int:
-    commands = {"demo": demo, "test": test, "check": check, "bench": bench, "matrix": matrix}
+    commands = {"demo": demo, "example": example, "test": test, "check": check, "bench": bench, "matrix": matrix}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if arguments else 2
@@ -42,6 +43,17 @@ def main(arguments: list[str]) -> int:
 def demo(arguments: list[str]) -> int:
     environment("--extra", "demo")
     return run("python", "examples/orders/demo.py", *arguments)
+
+
+def example(arguments: list[str]) -> int:
+    names = sorted(path.parent.name for path in ROOT.glob("examples/*/app.py"))
+    if not arguments or arguments[0] not in names:
+        print(f"run.py: example needs a name; there are {', '.join(names)}", file=sys.stderr)
+        return 2
+    name, *rest = arguments
+    environment("--extra", "demo")
+    environment("--extra", "fastapi")
+    return run("python", "-m", "uvicorn", "--app-dir", "examples", f"{name}.app:app", *rest)
 
 
 def test(arguments: list[str]) -> int:

@@ -1,0 +1,169 @@
+"""The example apps of the context API: every route is called, and a second connection looks at the table."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers.server import Server
+from sqlalchemy import text
+from starlette.testclient import TestClient
+
+from transept.extensions.fastapi import add_fastapi_http_db_session_middleware
+
+ROOT = Path(__file__).parents[1]
+APPS = ("context_fastapi", "context_starlette", "context_asgi")
+TOLD_AND_HELD = {
+    "simple_usage": (200, ["simple", "simple, same transaction"]),
+    "atomic_base_example": (200, ["atomic"]),
+    "atomic_and_previous_transaction": (
+        200,
+        ["before commit", "in commit", "in rollback", "before append", "in append", "before raise"],
+    ),
+    "early_commit": (200, ["committed early", "committed with the request"]),
+    "early_rollback": (200, ["after the rollback"]),
+    "early_connection_close": (200, ["before the slow part", "after the slow part"]),
+    "concurrent_queries": (
+        200,
+        [
+            "the request's own",
+            "run_in_new_ctx",
+            "in_new_unit",
+            "run_in_new_ctx, first step",
+            "run_in_new_ctx, second step",
+            "new_non_ctx_session",
+            "new_non_ctx_atomic_session",
+            "create_session",
+        ],
+    ),
+    "auto_rollback_by_exception": (500, []),
+    "auto_rollback_by_status_code": (409, []),
+}
+
+
+class Look:
+    """A second connection to the apps' database."""
+
+    def __init__(self, url: str, ask: Callable[[str], list[tuple[Any, ...]]]) -> None:
+        self.url = url
+        self.ask = ask
+
+    def held(self) -> list[str]:
+        return [row for (row,) in self.ask("SELECT text FROM example ORDER BY id")]
+
+    def nobody_is_in_the_way(self) -> None:
+        """Fails where a transaction is still open."""
+        if self.url.startswith("sqlite"):
+            self.ask("BEGIN IMMEDIATE")
+            return
+        others = "SELECT pid, state, query FROM pg_stat_activity WHERE state LIKE 'idle in%' AND datname = "
+        assert self.ask(f"{others} current_database()") == []
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def look(request: pytest.FixtureRequest, tmp_path: Path) -> Look:
+    if request.param == "postgres":
+        server: Server = request.getfixturevalue("postgres")
+        server.execute("DROP TABLE IF EXISTS example")
+        return Look(server.url("asyncpg"), server.execute)
+
+    def ask(sql: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(tmp_path / "example.db", timeout=0)) as connection:
+            return connection.execute(sql).fetchall()
+
+    return Look(f"sqlite+aiosqlite:///{tmp_path / 'example.db'}", ask)
+
+
+@pytest.fixture
+def examples(look: Look, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Imports a module of the examples anew, over this test's database."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setenv("EXAMPLE_DATABASE", look.url)
+    monkeypatch.delenv("EXAMPLE_REPLICA", raising=False)
+    forget()
+    yield import_module
+    forget()
+
+
+def forget() -> None:
+    for name in [name for name in sys.modules if name.startswith("context_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_every_route_keeps_what_it_says(name: str, examples: Callable[[str], Any], look: Look) -> None:
+    with TestClient(examples(f"{name}.app").app, raise_server_exceptions=False) as client:
+        told = []
+        for route, (status, rows) in TOLD_AND_HELD.items():
+            before = look.held()
+            assert client.post(f"/{route}").status_code == status, route
+            assert sorted(look.held()[len(before) :]) == sorted(rows), route
+            look.nobody_is_in_the_way()
+            told.append(route)
+        assert client.get("/rows").json() == look.held()
+        assert told == [one.__name__ for one in examples("context_shared.routes").POST]
+
+
+@pytest.mark.parametrize("look", ["postgres"], indirect=True)
+@pytest.mark.parametrize("name", APPS)
+def test_the_engine_is_closed_with_the_app(name: str, examples: Callable[[str], Any], look: Look) -> None:
+    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    before = look.ask(count)
+    with TestClient(examples(f"{name}.app").app) as client:
+        client.post("/simple_usage")
+        assert look.ask(count) > before
+    end = time.monotonic() + 5
+    while look.ask(count) > before and time.monotonic() < end:
+        time.sleep(0.02)
+    assert look.ask(count) == before
+
+
+def test_a_client_reads_what_it_has_written(examples: Callable[[str], Any]) -> None:
+    with TestClient(examples("context_fastapi.app").app) as client:
+        assert client.post("/read_own_writes").status_code == 200
+        assert client.get("/read_own_writes").json() == {"asked": "replica", "rows": ["mine"]}
+
+
+@pytest.mark.parametrize("look", ["postgres"], indirect=True)
+def test_the_position_that_the_client_carries_covers_the_commit(examples: Callable[[str], Any]) -> None:
+    """It lies behind the one that was reached when the transaction had written and not yet committed."""
+    app = examples("context_fastapi.app").app
+    reached: list[str] = []
+
+    async def before_commit(session: Any) -> None:
+        reached.append(await session.scalar(text("SELECT pg_current_wal_insert_lsn()::text")))
+
+    add_fastapi_http_db_session_middleware(app, before_commit)
+    with TestClient(app) as client:
+        for _ in range(20):
+            reached.clear()
+            position = client.post("/read_own_writes").cookies["written_at"].strip('"')
+            assert number(position) > number(reached[0])
+
+
+def number(position: str) -> int:
+    """Of a position in the write-ahead log, as PostgreSQL writes it."""
+    high, low = position.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def test_an_example_that_is_not_there_is_not_run() -> None:
+    """The names of those that are there are told."""
+    run = subprocess.run(
+        [sys.executable, ROOT / "run.py", "example", "context"],
+        env=os.environ,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    told = "run.py: example needs a name; there are context_asgi, context_fastapi, context_starlette, orders\n"
+    assert (run.returncode, run.stderr) == (2, told)
