@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,13 @@ from servers.server import Server
 from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.routing import Route
 
 from transept.alchemy import DBConnect, EngineConfig, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
+from transept.extensions.starlette import add_starlette_http_db_session_middleware
 
 SCHEMA = (
     "CREATE TABLE held (v integer)",
@@ -145,6 +150,25 @@ class Postgres:
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND xact_start IS NOT NULL", [self.name]
         ).fetchone()
         return int(row[0])
+
+
+def served(
+    work: Callable[[], Any],
+    before_commit: Any = None,
+    *,
+    databases: Any = (),
+    middleware: Sequence[Middleware] = (),
+    handlers: Any = None,
+) -> Starlette:
+    """An app whose endpoint awaits `work()`, which returns a response or nothing: `db_session` works in there."""
+
+    async def endpoint(request: Any) -> Response:
+        return await work() or Response(status_code=201)
+
+    routes = [Route("/", endpoint, methods=["GET", "POST"])]
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    add_starlette_http_db_session_middleware(app, before_commit, databases=databases)
+    return app
 
 
 def out_of_pool(config: Any) -> int:

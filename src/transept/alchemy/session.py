@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from sqlalchemy.util import await_only
 
 from transept._sqlite import MAY_WRITE
-from transept.alchemy.truth import began, watch, why_gone
+from transept.alchemy.truth import began, joined, watch, why_gone
 from transept.errors import CommitFailed
 from transept.turn import TaskTurn, ThreadTurn
 from transept.unit import Hooks
@@ -198,6 +198,12 @@ def guard(session: Session, seat: Seat) -> None:
     plain: Any = type(session)
     guarded = guarded_class(getattr(plain, "transept_plain", plain))
     session.__class__ = guarded if seat.route is None else routed_class(guarded)
+    begun = session.get_transaction()
+    if begun is not None:  # the app's own session, with a transaction of which nothing was noted
+        for connection, *_ in begun._connections.values():
+            seat.connections[connection] = None
+            watch(connection.engine)
+            joined(connection)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["began", "in_doubt", "watch", "why_gone"]
+__all__ = ["began", "in_doubt", "joined", "watch", "why_gone"]
 
 MARK = "transept_error"
 IN_ERROR = 3  # libpq's PQTRANS_INERROR, in psycopg and psycopg2
@@ -59,6 +59,12 @@ def watch(engine: Engine) -> None:
 def began(connection: Connection) -> None:
     """A transaction begins on this connection: what was noted of an earlier one is void."""
     connection.info.pop(MARK, None)
+
+
+def joined(connection: Connection) -> None:
+    """This connection's transaction began unwatched: PostgreSQL is to be asked what became of it."""
+    if connection.dialect.name == "postgresql":
+        connection.info.setdefault(MARK, Mark("before its session was put here"))
 
 
 def why_gone(connection: Connection) -> str | None:
