@@ -1,0 +1,184 @@
+"""The sandbox's connection for SQLAlchemy: engines whose pool hands out parts of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.engine.base import OptionEngine
+from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, SingletonThreadPool, StaticPool
+from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util.concurrency import in_greenlet
+
+from transept._bridge import run_now
+from transept.testing.dbapi import JoinedConnection
+from transept.testing.home import Home, finished
+from transept.testing.outer import Outer
+from transept.testing.shared import Shared, Source
+from transept.testing.turnstile import User
+
+__all__ = ["EngineSource", "SharedConnection"]
+
+T = TypeVar("T")
+
+
+class SandboxEngine(OptionEngine):
+    """The app's engine, with its events and its dialect, whose connections are parts of the sandbox's."""
+
+    def __init__(self, engine: Engine, parts: Pool) -> None:
+        self._parts = parts
+        super().__init__(engine, {})
+
+    @property
+    def pool(self) -> Pool:  # type: ignore[override]
+        return self._parts
+
+
+class EngineSource(Source):
+    """Gives each session the engines to connect with while the sandbox lasts."""
+
+    def __init__(self, database: Any, home: Home) -> None:
+        super().__init__(database.key)
+        self._home = home
+        self._shared: dict[str, SharedConnection] = {}
+        self._opening = threading.Lock()
+
+    def __call__(self, hooks: Any) -> Route:
+        return Route(self, hooks)
+
+    def connections(self) -> list[SharedConnection]:
+        return list(self._shared.values())
+
+    def shared(self, engine: Engine) -> SharedConnection:
+        """The connection to this engine's server: one, however many engines lead there, as each event loop has one."""
+        key = engine.url.render_as_string(hide_password=False)
+        with self._opening:
+            shared = self._shared.get(key)
+            if shared is None:
+                self._shared[key] = shared = SharedConnection(self.database, self._home_of(engine))
+                if self.patience is not None:
+                    shared.begin(self.patience)
+            return shared
+
+    def _home_of(self, engine: Engine) -> Home | None:
+        return self._home if engine.dialect.is_async else None
+
+
+class Route:
+    """The engines of one session."""
+
+    def __init__(self, source: EngineSource, hooks: Any) -> None:
+        self._source = source
+        self._hooks = hooks
+        self._engines: dict[SharedConnection, SandboxEngine] = {}
+
+    def __call__(self, engine: Engine) -> Engine:
+        if isinstance(engine, SandboxEngine):
+            return engine
+        shared = self._source.shared(engine)
+        if shared not in self._engines:
+            parts = NullPool(lambda: shared.join(engine, self._hooks), dialect=engine.dialect)
+            self._engines[shared] = SandboxEngine(engine, parts)
+        return self._engines[shared]
+
+
+class SharedConnection(Shared):
+    """A DBAPI connection, with SQLAlchemy's pool entry around it. Its I/O is blocking code, in a greenlet if async."""
+
+    raw: Any = None
+    _lent: PoolProxiedConnection | None = None
+    _own_pool = True
+
+    # In the app's threads and tasks.
+
+    def join(self, engine: Engine, hooks: Any) -> JoinedConnection:
+        """Wait for the turn, and take it."""
+        turnstile = self.turnstile
+        if turnstile is None:
+            raise self.over()
+        user = User(hooks)
+        if self.home is None:
+            turnstile.take(user)
+        else:
+            await_only(turnstile.take_async(user))
+        try:
+            if self.outer is None:
+                self.call(self._begin_outer, engine)
+            made = JoinedConnection(self, user)
+            self.joined(user, made)
+        except BaseException:
+            turnstile.give_back(user)
+            raise
+        return made
+
+    def call(self, function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+        """Call this where the connection lives; what it raises is raised here."""
+        if self.home is None or self.home.is_here():
+            return function(*arguments, **keywords)
+
+        async def work() -> T:
+            return await greenlet_spawn(function, *arguments, **keywords)
+
+        if in_greenlet():
+            return await_only(self.home.run(self.one_by_one(work)))
+        return self.home.submit(self.one_by_one(work)).result()
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await this where the connection lives."""
+        return await (work() if self.home is None else self.home.run(self.one_by_one(work)))
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        if self.home is None:
+            return finished(lambda: run_now(work()))
+        return self.home.submit(self.one_by_one(lambda: greenlet_spawn(lambda: run_now(work()))))
+
+    # Where the connection lives.
+
+    def begin_again(self) -> bool:
+        """The app says BEGIN: SQLite's transaction may have been dropped, and what follows would be kept at once."""
+        driver = getattr(self.raw, "driver_connection", self.raw)
+        if self._dialect != "sqlite" or driver.in_transaction:
+            return False
+        self.part_of().lost = "an error ended it"
+        run_now(self._sql("BEGIN"))
+        return True
+
+    def _begin_outer(self, engine: Engine) -> None:
+        if self.raw is None:
+            self._connect(engine)
+        outer = Outer(self.database, self._dialect, self._sql)
+        if self._dialect == "sqlite":
+            run_now(self._sql("BEGIN IMMEDIATE"))
+        run_now(outer.begun())
+        self.outer = outer
+
+    def _connect(self, engine: Engine) -> None:
+        """A new connection, made as the engine makes them; but the only one there is, if it is in memory."""
+        self._dialect = engine.dialect.name
+        in_memory = isinstance(engine.pool, (StaticPool, SingletonThreadPool))
+        self._own_pool = not (in_memory and self._dialect == "sqlite")
+        self._lent = (engine.pool.recreate() if self._own_pool else engine.pool).connect()
+        self.raw = self._lent.dbapi_connection
+
+    async def roll_back(self) -> None:
+        self.raw.rollback()
+
+    async def disconnect(self) -> None:
+        lent, self._lent, raw, self.raw = self._lent, None, self.raw, None
+        if lent is not None and self._own_pool:
+            lent.detach()
+            raw.close()
+        elif lent is not None:
+            lent.close()
+
+    async def _sql(self, sql: str) -> Sequence[Sequence[Any]]:
+        cursor = self.raw.cursor()
+        try:
+            cursor.execute(sql)
+            rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
+        finally:
+            cursor.close()
+        return rows

@@ -1,0 +1,180 @@
+"""A DBAPI connection that is a part of the sandbox's one: its commit is RELEASE, its rollback ROLLBACK TO.
+
+SQLAlchemy stands on it as on any other, so what it does with transactions, events and errors is what it always does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from transept._bridge import run_now
+from transept.testing.errors import SandboxError
+
+if TYPE_CHECKING:
+    from transept.testing.alchemy import SharedConnection
+    from transept.testing.turnstile import User
+
+__all__ = ["JoinedConnection", "control_word"]
+
+CONTROL = re.compile(
+    r"\s*(?:(?P<begin>begin(?:\s+(?:work|transaction|deferred|immediate|exclusive))*|start\s+transaction)"
+    r"|(?P<commit>(?:commit|end)(?:\s+(?:work|transaction))?)"
+    r"|(?P<rollback>(?:rollback|abort)(?:\s+(?:work|transaction))?)"
+    r"|(?P<two_phase>(?:prepare\s+transaction|(?:commit|rollback)\s+prepared|xa\s).*))\s*;?\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+SETTINGS = {"autocommit", "deferrable", "isolation_level", "read_only", "readonly"}
+LOCAL = {"fetchone", "fetchmany", "fetchall"}
+
+
+def control_word(sql: object) -> str | None:
+    """``"begin"``, ``"commit"``, ``"rollback"`` or ``"two_phase"`` if this statement is one of a transaction's own."""
+    found = CONTROL.fullmatch(sql) if isinstance(sql, str) and len(sql) < 200 else None
+    return None if found is None else found.lastgroup
+
+
+def refuse_two_phase() -> None:
+    raise SandboxError("a sandbox cannot do a two-phase commit: test it with real ones.")
+
+
+class JoinedConnection:
+    """What one unit has of the sandbox's connection: a savepoint, from its first statement to its end."""
+
+    def __init__(self, shared: SharedConnection, user: User) -> None:
+        names = {"_shared": shared, "_user": user, "_part": None, "_over": False}
+        self.__dict__.update(names)
+
+    def cursor(self, *arguments: Any, **keywords: Any) -> JoinedCursor:
+        return JoinedCursor(self, arguments, keywords)
+
+    def commit(self) -> None:
+        if self._part is not None:
+            self._call(self._keep)
+
+    def rollback(self) -> None:
+        if self._part is not None and not self._over:
+            self._call(self._undo)
+
+    def close(self) -> None:
+        """Give the sandbox's connection to the next unit; what was not committed is rolled back."""
+        if self._over:
+            return
+        self.__dict__["_over"] = True
+        if self._part is None:
+            self._shared.give_back(self._user)
+        else:
+            self._shared.undo_and_give_back(self._part, self._user)
+
+    terminate = close
+
+    def set_isolation_level(self, level: Any) -> None:
+        self._set("isolation_level", level)
+
+    def abandon(self) -> None:
+        """The sandbox is over."""
+        self.__dict__["_over"] = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shared.raw, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in SETTINGS:
+            self._set(name, value)
+        else:
+            setattr(self._shared.raw, name, value)
+
+    def _set(self, name: str, value: Any) -> None:
+        """The sandbox's transaction has begun already, with settings of its own; they stay."""
+        if (name == "autocommit" and value) or str(value).upper() == "AUTOCOMMIT":
+            raise SandboxError("a sandbox cannot keep each statement at once (AUTOCOMMIT): test it with real commits.")
+
+    # In the driver's thread or loop.
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self._over:
+            raise self._shared.over()
+        return self._shared.call(function, *arguments)
+
+    def _join(self) -> None:
+        if self._part is None:
+            self.__dict__["_part"] = run_now(self._shared.part_of().begin_part())
+
+    def _keep(self) -> None:
+        if self._part is not None:
+            run_now(self._shared.part_of().keep_part(self._part))
+            self.__dict__["_part"] = None
+
+    def _undo(self) -> None:
+        part, self.__dict__["_part"] = self._part, None
+        if part is not None:
+            run_now(self._shared.part_of().undo_part(part))
+
+    def _execute(self, cursor: JoinedCursor, method: str, statement: Any, *arguments: Any) -> Any:
+        word = control_word(statement)
+        if word is None:
+            self._join()
+            return getattr(cursor.raw(), method)(statement, *arguments)
+        if word == "two_phase":
+            refuse_two_phase()
+        if word == "begin" and not self._shared.begin_again():
+            self._join()
+        return {"begin": lambda: None, "commit": self._keep, "rollback": self._undo}[word]()
+
+
+class JoinedCursor:
+    """A cursor that is made where its connection lives, with its first statement."""
+
+    def __init__(self, connection: JoinedConnection, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        names = {"_connection": connection, "_how": (arguments, keywords), "_raw": None, "_set_before": {}}
+        self.__dict__.update(names)
+
+    def raw(self) -> Any:
+        """The driver's cursor. To be called where the connection lives."""
+        if self._raw is None:
+            arguments, keywords = self._how
+            self.__dict__["_raw"] = raw = self._connection._shared.raw.cursor(*arguments, **keywords)
+            for name, value in self._set_before.items():
+                setattr(raw, name, value)
+        return self._raw
+
+    def execute(self, statement: Any, *arguments: Any) -> Any:
+        return self._run("execute", statement, *arguments)
+
+    def executemany(self, statement: Any, *arguments: Any) -> Any:
+        return self._run("executemany", statement, *arguments)
+
+    def close(self) -> None:
+        if self._raw is not None:
+            self._connection._shared.call(self._raw.close)
+
+    async def _async_soft_close(self) -> None:
+        if self._raw is not None:
+            await self._connection._shared.run(self._raw._async_soft_close)
+
+    def _run(self, method: str, statement: Any, *arguments: Any) -> Any:
+        connection = self._connection
+        return connection._call(connection._execute, self, method, statement, *arguments)
+
+    def __iter__(self) -> Iterator[Any]:
+        while (row := self.fetchone()) is not None:
+            yield row
+
+    def __getattr__(self, name: str) -> Any:
+        shared = self._connection._shared
+        raw = self._raw if self._raw is not None else shared.call(self.raw)
+        value = getattr(raw, name)
+        if not callable(value) or (name in LOCAL and not getattr(raw, "server_side", False)):
+            return value
+
+        def called(*arguments: Any, **keywords: Any) -> Any:
+            return shared.call(value, *arguments, **keywords)
+
+        return called
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._raw is None:
+            self._set_before[name] = value
+        else:
+            setattr(self._raw, name, value)

@@ -1,0 +1,195 @@
+"""The sandbox's connection for raw drivers: links that are parts of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+from weakref import ref
+
+from transept._bridge import run_now
+from transept.sql.session import Link, Linker, Parameters, Result
+from transept.testing.dbapi import control_word, refuse_two_phase
+from transept.testing.home import Home, finished
+from transept.testing.outer import Outer
+from transept.testing.shared import Shared, Source
+from transept.testing.turnstile import User
+
+__all__ = ["LinkSource"]
+
+T = TypeVar("T")
+
+
+class LinkSource(Source):
+    """Gives each session what links it to the sandbox's connection."""
+
+    def __init__(self, database: Any, home: Home) -> None:
+        super().__init__(database.key)
+        self._shared = SharedLink(database, None if database.blocking else home)
+
+    def __call__(self, hooks: Any) -> Linker:
+        return JoinedLinker(self._shared, hooks)
+
+    def connections(self) -> list[SharedLink]:
+        return [self._shared]
+
+
+class SharedLink(Shared):
+    """A link of the adapter's own, made and used at home."""
+
+    def __init__(self, database: Any, home: Home | None) -> None:
+        super().__init__(database.key, home)
+        self._linker = ref(database)
+        self._dialect: str = getattr(database, "dialect", "")
+        self._link: Link | None = None
+
+    async def join(self, hooks: Any) -> JoinedLink:
+        """Wait for the turn, and take it."""
+        turnstile = self.turnstile
+        if turnstile is None:
+            raise self.over()
+        user = User(hooks)
+        await (turnstile.take_async(user) if self.home is not None else _taken(turnstile.take, user))
+        try:
+            if self.outer is None:
+                await self.run(self._begin_outer)
+            made = JoinedLink(self, user)
+            self.joined(user, made)
+        except BaseException:
+            turnstile.give_back(user)
+            raise
+        return made
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return await (work() if self.home is None else self.home.run(self.one_by_one(work)))
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        if self.home is None:
+            return finished(lambda: run_now(work()))
+        return self.home.submit(self.one_by_one(work))
+
+    # Where the connection lives.
+
+    def link(self) -> Link:
+        if self._link is None:
+            raise self.over()
+        return self._link
+
+    async def _begin_outer(self) -> None:
+        linker: Linker | None = self._linker()
+        if linker is None:
+            raise self.over()
+        if self._link is None:
+            self._link = await linker.link()
+        await self._link.begin(True)
+        outer = Outer(self.database, self._dialect, self._sql)
+        await outer.begun()
+        self.outer = outer
+
+    async def roll_back(self) -> None:
+        await self.link().rollback()
+
+    async def disconnect(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.drop()
+
+    async def _sql(self, sql: str) -> Any:
+        return (await self.link().run(sql, ())).rows
+
+
+class JoinedLinker:
+    """Where one session asks for its link."""
+
+    def __init__(self, shared: SharedLink, hooks: Any) -> None:
+        self._shared = shared
+        self._hooks = hooks
+
+    @property
+    def key(self) -> str:
+        return self._shared.database
+
+    async def link(self) -> Link:
+        return await self._shared.join(self._hooks)
+
+
+class JoinedLink:
+    """What one unit has of the sandbox's link: a savepoint."""
+
+    def __init__(self, shared: SharedLink, user: User) -> None:
+        self._shared = shared
+        self._user = user
+        self._part: str | None = None
+        self._over = False
+
+    async def begin(self, may_write: bool) -> None:
+        await self._run(self._begin)
+
+    async def run(self, sql: str, parameters: Parameters) -> Result:
+        word = control_word(sql)
+        if word is None:
+            return await self._run(lambda: self._shared.link().run(sql, parameters))
+        if word == "two_phase":
+            refuse_two_phase()
+        await self._run({"begin": self._begin, "commit": self._keep_and_go_on, "rollback": self._undo_and_go_on}[word])
+        return Result((), (), 0)
+
+    async def gone(self) -> str | None:
+        return await self._run(lambda: self._shared.link().gone())
+
+    async def commit(self) -> None:
+        await self._run(self._keep)
+
+    async def rollback(self) -> None:
+        await self._run(self._undo)
+
+    async def release(self) -> None:
+        self._give_back()
+
+    async def drop(self) -> None:
+        self._give_back()
+
+    def abandon(self) -> None:
+        self._over = True
+
+    def _give_back(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._part is None:
+            self._shared.give_back(self._user)
+        else:
+            self._shared.undo_and_give_back(self._part, self._user)
+
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        if self._over:
+            raise self._shared.over()
+        return await self._shared.run(work)
+
+    # Where the connection lives.
+
+    async def _begin(self) -> None:
+        if self._part is None:
+            self._part = await self._shared.part_of().begin_part()
+
+    async def _keep(self) -> None:
+        if self._part is not None:
+            await self._shared.part_of().keep_part(self._part)
+            self._part = None
+
+    async def _undo(self) -> None:
+        part, self._part = self._part, None
+        if part is not None:
+            await self._shared.part_of().undo_part(part)
+
+    async def _keep_and_go_on(self) -> None:
+        await self._keep()
+        await self._begin()
+
+    async def _undo_and_go_on(self) -> None:
+        await self._undo()
+        await self._begin()
+
+
+async def _taken(take: Callable[[User], None], user: User) -> None:
+    take(user)

@@ -1,0 +1,44 @@
+"""Which line of the app's or the test's own code is running."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import FrameType
+
+import transept
+
+__all__ = ["call_site"]
+
+OURS = str(Path(transept.__file__).parent)
+INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def call_site() -> str:
+    """``file:line in function`` of the innermost frame that belongs to no library; "" if there is none."""
+    for frame in _frames():
+        code = frame.f_code
+        if _is_own(code.co_filename):
+            return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
+    return ""
+
+
+@cache
+def _is_own(filename: str) -> bool:
+    return not filename.startswith(("<", OURS, *INSTALLED))
+
+
+def _frames() -> Iterator[FrameType]:
+    """From the innermost frame outwards, also where SQLAlchemy has begun a greenlet, with frames of its own."""
+    frame: FrameType | None = sys._getframe(1)
+    greenlets = sys.modules.get("greenlet")
+    current = None if greenlets is None else greenlets.getcurrent()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+        if frame is None and current is not None and current.parent is not None:
+            current = current.parent
+            frame = current.gr_frame
