@@ -16,11 +16,12 @@ from contract.families.alchemy_async import AlchemyAsync
 from contract.families.alchemy_sync import AlchemySync
 from contract.families.raw_asyncpg import RawAsyncpg
 from contract.families.raw_sqlite3 import RawSqlite3
+from contract.frameworks.fastapi import FastAPIFramework
 from contract.frameworks.starlette import StarletteFramework
 from contract.frameworks.wsgi import WSGIFramework
 from contract.world import World
 
-FRAMEWORKS: list[Any] = [StarletteFramework, WSGIFramework]
+FRAMEWORKS: list[Any] = [StarletteFramework, FastAPIFramework, WSGIFramework]
 FAMILIES: list[Any] = [AlchemyAsync, AlchemySync, RawAsyncpg, RawSqlite3]
 ENGINES: dict[str, Any] = {
     "sqlite": lambda config: SQLiteFile(),
@@ -34,7 +35,7 @@ CAN = {"sqlite": SQLiteFile.can, "memory": SQLiteMemory.can, "postgres": Postgre
 def cells() -> Iterator[tuple[str, Any, Any, str, str]]:
     for framework in FRAMEWORKS:
         for family in FAMILIES:
-            if not framework().takes(family.blocking):
+            if not framework().takes(family):
                 continue
             for engine, drivers in family.drivers.items():
                 for driver in drivers:

@@ -24,7 +24,7 @@ class StarletteFramework:
     name = "starlette"
     can = frozenset({"async", "handlers", "cancel", "disconnect", "websocket", "outlive", "background", "messages"})
 
-    def takes(self, blocking: bool) -> bool:
+    def takes(self, family: Any) -> bool:
         return True
 
     def run(self, case: Callable[[], Any], stop: Callable[[], Any]) -> None:
@@ -51,7 +51,7 @@ class StarletteFramework:
                 Route("/work", in_a_thread if blocking else on_the_loop, methods=["GET", "POST"]),
                 WebSocketRoute("/socket", socket),
             ],
-            exception_handlers={kind: _handler(status) for kind, status in handlers.items()},
+            exception_handlers={kind: handler(status) for kind, status in handlers.items()},
         )
         self.extension = Transept(databases, app)
         return app
@@ -136,7 +136,7 @@ def blocking_chunks(stream: Any) -> Iterator[bytes]:
         run_now(stream.aclose())
 
 
-def _handler(status: int) -> Callable[..., Any]:
+def handler(status: int) -> Callable[..., Any]:
     async def handle(request: Request, error: Exception) -> Response:
         return JSONResponse({"handled": type(error).__name__}, status)
 

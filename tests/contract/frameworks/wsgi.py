@@ -17,8 +17,8 @@ class WSGIFramework:
     name = "wsgi"
     can = frozenset({"handlers", "disconnect"})
 
-    def takes(self, blocking: bool) -> bool:
-        return blocking
+    def takes(self, family: Any) -> bool:
+        return bool(family.blocking)
 
     def run(self, case: Callable[[], Any], stop: Callable[[], Any]) -> None:
         try:
