@@ -128,7 +128,7 @@ class Settling:
             if committed:
                 others = [db.key for db, _ in rest if db.key != failed]
                 raise PartlyCommitted(committed, failed, others) from error
-            if database is not None and not isinstance(error, CommitInDoubt):
+            if database is not None and not isinstance(error, (CommitInDoubt, PartlyCommitted)):
                 error.add_note(f"transept: {self.name}: database {failed!r} did not commit; all was rolled back.")
             raise
         settled.kept = settled.kept and not (self.cancelled and not committed)

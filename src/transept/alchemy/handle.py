@@ -11,7 +11,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from transept.alchemy.session import Seat, guard, unguard
 from transept.alchemy.truth import in_doubt
-from transept.errors import CommitInDoubt
+from transept.errors import CommitInDoubt, PartlyCommitted
 
 __all__ = ["AsyncHandle", "BlockingHandle"]
 
@@ -58,6 +58,7 @@ class AlchemyHandle:
         except BaseException as error:
             if any(in_doubt(connection) for connection in self._seat.connections):
                 raise CommitInDoubt(self._seat.key) from error
+            self._raise_if_partly(error)
             raise
 
     async def rollback(self) -> None:
@@ -107,9 +108,30 @@ class AlchemyHandle:
         finally:
             session.expire_on_commit = expires
 
+    def _raise_if_partly(self, error: BaseException) -> None:
+        """A session over several engines (`binds`) commits one after the other."""
+        committed: list[str] = []
+        failed: list[str] = []
+        others: list[str] = []
+        for connection in self._seat.connections:
+            transaction = connection.get_transaction()
+            ended = committed if transaction is None else others if transaction.is_active else failed
+            ended.append(f"{self._seat.key} at {connection.engine.url.render_as_string()}")
+        if committed and failed:
+            raise PartlyCommitted(committed, failed[0], others) from error
+
     def _rollback(self) -> None:
         self._seat.close_cursors()
-        self._session.rollback()
+        transactions = [connection.get_transaction() for connection in self._seat.connections]
+        if None not in transactions:
+            self._session.rollback()
+            return
+        # Some have committed, which `Session.rollback()` would warn of.
+        for transaction in transactions:
+            if transaction is not None:
+                transaction.rollback()
+        self._session.reset()
+        self._seat.wrote = False
 
     def _check(self) -> None:
         self._seat.close_cursors()
