@@ -75,7 +75,7 @@ class AlchemyHandle:
         await self._run(savepoint.rollback)
 
     async def release_savepoint(self, savepoint: SessionTransaction) -> None:
-        await self._run(savepoint.commit)
+        await self._run(lambda: self._release(savepoint))
 
     def end(self, owner: str) -> None:
         self._seat.turn.ended = owner
@@ -132,6 +132,12 @@ class AlchemyHandle:
                 transaction.rollback()
         self._session.reset()
         self._seat.wrote = False
+
+    def _release(self, savepoint: SessionTransaction) -> None:
+        """A savepoint whose RELEASE has failed could not be rolled back to any more."""
+        self._session.flush()
+        self._seat.check_transactions()
+        savepoint.commit()
 
     def _check(self) -> None:
         self._seat.close_cursors()

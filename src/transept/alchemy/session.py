@@ -115,6 +115,10 @@ class Seat:
         """Raise if a COMMIT would not keep the transaction, or must not."""
         if self.hooks.failed_block is not None:
             raise CommitFailed(self.key, self.hooks.failed_block)
+        self.check_transactions()
+
+    def check_transactions(self) -> None:
+        """Raise if the transaction is gone."""
         for connection in self.connections:
             reason = why_gone(connection)
             if reason is not None:

@@ -57,8 +57,13 @@ def watch(engine: Engine) -> None:
 
 
 def began(connection: Connection) -> None:
-    """A transaction begins on this connection: what was noted of an earlier one is void."""
+    """A transaction begins on this connection: what was noted of an earlier one is void.
+
+    On an engine of the app's own, Python's sqlite3 may wait with BEGIN for the first write.
+    """
     connection.info.pop(MARK, None)
+    if connection.dialect.name == "sqlite" and not _driver(connection).in_transaction:
+        event.listen(connection, "savepoint", _begin_really)
 
 
 def joined(connection: Connection) -> None:
@@ -106,8 +111,7 @@ def _got_no_answer(dialect: str, context: ExceptionContext) -> bool:
 
 
 def _why_gone_postgresql(connection: Connection, mark: Mark | None) -> str | None:
-    driver: Any = connection.connection.driver_connection
-    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    status = getattr(getattr(_driver(connection), "info", None), "transaction_status", None)
     text = f"an earlier error aborted the transaction ({mark.text})" if mark else "an earlier error aborted it"
     if status is not None:
         return text if status == IN_ERROR else None
@@ -146,6 +150,12 @@ def _note_error(context: ExceptionContext) -> None:
         connection.info[MARK] = mark
 
 
+def _begin_really(connection: Connection, name: str) -> None:
+    """SQLite takes a savepoint outside of a transaction for one, and its release would be a COMMIT."""
+    if not _driver(connection).in_transaction:
+        _begin_sqlite(connection)
+
+
 def _note_undone(connection: Connection, name: str, context: None) -> None:
     """Sent before ROLLBACK TO; a failure there is noted anew."""
     mark = connection.info.get(MARK)
@@ -156,14 +166,20 @@ def _note_undone(connection: Connection, name: str, context: None) -> None:
 def _sqlite_ended(connection: Connection, original: Any) -> bool:
     """Whether SQLite dropped the transaction. What follows would autocommit: a new one is begun, to be rolled back."""
     code = getattr(original, "sqlite_errorcode", None)
-    raw = connection.connection
-    driver: Any = raw.driver_connection
-    if code is None or code & 0xFF not in (5, 7, 9, 10, 13, 19) or driver.in_transaction:
+    if code is None or code & 0xFF not in (5, 7, 9, 10, 13, 19) or _driver(connection).in_transaction:
         return False
-    cursor = raw.cursor()
+    _begin_sqlite(connection)
+    return True
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    cursor = connection.connection.cursor()
     cursor.execute("BEGIN")
     cursor.close()
-    return True
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection
 
 
 def _mysql_number(original: Any) -> int | None:
