@@ -746,6 +746,34 @@ async def a_body_that_raises_keeps_what_was_settled_and_no_more(world: World) ->
 
 
 @case("L3")
+async def a_block_in_a_body_is_kept_as_a_whole_or_not_at_all(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        async def in_two_chunks(v: int) -> AsyncIterator[bytes]:
+            await ctx.insert(v)
+            yield b"abc"
+            await ctx.insert(v + 1)
+            if v == 3:
+                raise Boom
+
+        async def stream() -> AsyncIterator[bytes]:
+            for v in (1, 3):
+                if world.family.blocking:
+                    with unit_of_work():
+                        async for chunk in in_two_chunks(v):
+                            yield chunk
+                else:
+                    async with unit_of_work():
+                        async for chunk in in_two_chunks(v):
+                            yield chunk
+                yield b"def"
+
+        return Answer(200, stream=stream)
+
+    told = await world.request(handler)
+    assert (told.status, told.complete, world.held()) == (200, False, [1, 2])
+
+
+@case("L3")
 async def a_manual_body_keeps_what_the_app_committed(world: World) -> None:
     world.database(commit_mode="manual")
 
