@@ -147,7 +147,11 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
     def give_up(self, handle: Any) -> Any:
         return handle.give_up()
 
-    def _drop_memory(self) -> None:
+    def _forget_tables(self) -> None:
+        """They are made again at the next start; in a sandbox they stay, for its open transaction would be in the way."""
+        if self._source is not None:
+            return
+        self._created = False
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper()
@@ -215,12 +219,12 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
 
     async def stop(self) -> None:
         with self._lock:
-            made, self._made, self._created = self._made, None, False
+            made, self._made = self._made, None
         try:
             if made is not None and self._disposer is not None:
                 self._disposer()
         finally:
-            self._drop_memory()
+            self._forget_tables()
 
     def _engine_and_maker(self) -> tuple[Engine, Callable[[], Session]]:
         made = self._made
@@ -293,11 +297,10 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
                     self._created = True
 
     async def stop(self) -> None:
-        self._created = False
         try:
             await self._made.close()
         finally:
-            self._drop_memory()
+            self._forget_tables()
 
     def _prepare_in_greenlet(self) -> None:
         await_only(self.start())
