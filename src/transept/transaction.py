@@ -86,7 +86,7 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
         @functools.wraps(function)
         def called(*arguments: Any, **keywords: Any) -> Any:
             with again():
-                return function(*arguments, **keywords)
+                return _no_coroutine(function, function(*arguments, **keywords))
 
         made: Any = awaited if is_async(function) else called
         decorated: F = made
@@ -139,8 +139,7 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
         elif outer is None and self._scope == "mandatory":
             raise OutsideScope("transaction('mandatory') needs an open unit of work around it, and there is none.")
         elif outer is None or self._scope == "requires_new":
-            self._own = own = NamedScope(host, _caller())
-            own.reads_only = self._reads_only
+            self._own = own = NamedScope(host, _caller(), reads_only=self._reads_only)
             self._unit = own.open()
             self._unit.blocks.append(Block())
             self._token = CURRENT.set(own)
@@ -221,7 +220,7 @@ def in_new_unit(function: Callable[P, T]) -> Callable[P, T]:
     def called(*arguments: P.args, **keywords: P.kwargs) -> T:
         with _entered(NamedScope(PLAIN, where)) as scope:
             try:
-                result = function(*arguments, **keywords)
+                result = _no_coroutine(function, function(*arguments, **keywords))
             except BaseException as error:
                 run_now(_closed(scope.unit, error))
                 raise
@@ -273,6 +272,17 @@ async def _closed(unit: Unit | None, error: Error) -> None:
         if error is None:
             raise
         error.add_note(f"transept: while closing {unit.name}: {failure!r}")
+
+
+def _no_coroutine(function: Callable[..., Any], result: T) -> T:
+    """What a plain function returned, which must not be work that is still to be done."""
+    if inspect.iscoroutine(result):
+        result.close()
+        raise UsageError(
+            f"{function!r} is a plain function and returned a coroutine, which would run outside of the block: make "
+            "it an `async def`, or pass the coroutine function itself and its arguments."
+        )
+    return result
 
 
 def _always(database: object) -> bool:
