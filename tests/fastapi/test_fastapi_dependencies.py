@@ -7,13 +7,13 @@ from typing import Annotated, Any
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request, Security, WebSocket
 from fastapi.security import SecurityScopes
-from held import COUNT, File, calling, get, insert, out_of_pool, post, websocket
+from held import COUNT, File, Postgres, calling, get, insert, out_of_pool, post, websocket
 from pydantic import BaseModel
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from transept import ImproperConfigurationError, OutsideScope, Registry, current_unit
+from transept import DBConnect, ImproperConfigurationError, OutsideScope, Registry, current_unit, db_session
 from transept.adapters.sqlite import SqliteConfig
 from transept.extensions.fastapi import Transept
 
@@ -443,6 +443,30 @@ def test_the_openapi_schema_is_that_of_an_app_without_us(file: File) -> None:
         return name
 
     assert with_us.openapi() == without.openapi()
+
+
+async def test_a_database_that_must_be_prepared_is_prepared_by_depends(pg: Postgres) -> None:
+    prepared: list[Any] = []
+
+    async def prepare(connection: DBConnect) -> None:
+        await asyncio.sleep(0.01)
+        prepared.append(connection)
+
+    connection = pg.dbconnect(before_create_session_handler=prepare, commit_mode="autocommit")
+    app = FastAPI()
+    db = Transept(connection, app)
+
+    @app.post("/", status_code=201)
+    async def write(
+        one: Annotated[AsyncSession, Depends(db.provide_async_session())],
+        two: Annotated[AsyncSession, Depends(db.provide_session(connection))],
+        request: Request,
+    ) -> None:
+        assert one is two is await db_session(connection) is request.state.db_session
+        await one.execute(insert(1))
+
+    assert (await post(app)).status_code == 201
+    assert (pg.held(), prepared, pg.out_of_pools()) == ([1], [connection], 0)
 
 
 async def test_a_raw_session_comes_by_depends_too(tmp_path: Any) -> None:
