@@ -510,6 +510,25 @@ async def a_request_cancelled_while_commit_runs_is_kept_and_not_acknowledged(wor
         assert isinstance(told.error, asyncio.CancelledError)
 
 
+@case("L3", "cancel", "slow")
+async def a_request_cancelled_while_the_gate_waits_for_a_statement_keeps_nothing(world: World) -> None:
+    under_way: list[asyncio.Task[None]] = []
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        slow = off_the_loop(world, world.family.run(ctx.session(), world.engine.slow()))
+        loop.call_soon_threadsafe(lambda: under_way.append(loop.create_task(slow)))
+        await world.pause(0.1)
+        loop.call_soon_threadsafe(loop.call_later, 0.05, ctx.control.task.cancel)
+        return Answer(201)
+
+    loop = asyncio.get_running_loop()
+    told = await world.request(handler)
+    await asyncio.gather(*under_way)
+    assert (told.status, world.held()) == (None, [])
+    assert isinstance(told.error, asyncio.CancelledError)
+
+
 @case("L3", "disconnect", "async", "awaiting")
 async def a_client_that_left_before_the_start_leaves_nothing_if_the_app_was_told(world: World) -> None:
     async def handler(ctx: Context) -> Answer:
@@ -976,6 +995,37 @@ async def a_statement_that_waits_for_the_last_settling_comes_too_late(world: Wor
         (error,) = await asyncio.gather(*late, return_exceptions=True)
         assert isinstance(error, OutsideScope)
     assert world.held() == []
+
+
+@case("L5", "wire", "async")
+async def a_statement_that_waits_for_the_last_commit_comes_too_late(world: World) -> None:
+    late: list[asyncio.Task[None]] = []
+
+    async def handler(ctx: Context) -> Answer:
+        session = ctx.session()
+
+        async def statement() -> None:
+            while not proxy.hits:
+                await world.pause(0.01)
+            await world.family.run(session, "INSERT INTO held VALUES (2)")
+
+        async def stream() -> AsyncIterator[bytes]:
+            yield b"abc"
+            await ctx.insert(1)
+            proxy.on(b"COMMIT", "hold")
+            threading.Timer(0.4, lambda: (proxy.clear(), proxy.release())).start()
+            loop.call_soon_threadsafe(lambda: late.append(loop.create_task(off_the_loop(world, statement()))))
+
+        return Answer(200, stream=stream)
+
+    loop = asyncio.get_running_loop()
+    with world.proxy() as proxy:
+        world.through(proxy)
+        told = await world.request(handler)
+        (error,) = await asyncio.gather(*late, return_exceptions=True)
+        assert isinstance(error, OutsideScope)
+        assert (told.status, told.complete) == (200, True)
+    assert world.held() == [1]
 
 
 # L6: Transept never blocks the loop
