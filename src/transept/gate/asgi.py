@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapp
 from enum import Enum
 from typing import Any
 
-from transept.context import CURRENT, LOOP, UnitScope
+from transept.context import CURRENT, LOOP, Gate, UnitScope
 from transept.database import Database, Handle, Registry
 from transept.errors import CommitInDoubt
 from transept.gate.answer import IN_DOUBT, READING_METHODS, always, at_start, between_chunks, outcome_of, report
@@ -93,7 +93,19 @@ class ASGIGate:
             _make_lazy(scope, outer, self.registry)
             await self.app(scope, receive, send)
         elif kind == "http":
-            await _Request(self, scope, receive, send).run()
+            request = _Request(self, scope, receive, send)
+            token = CURRENT.set(request)
+            try:
+                await self.app(scope, request.receive, request.send)
+            except BaseException as error:
+                await request.unwound(error)
+            else:
+                if request.unit is not None or request.failure is not None or request.parting is not None:
+                    await request.returned()
+            finally:
+                request.closed = True
+                request.scope = {"method": scope["method"], "path": scope.get("path", "")}
+                CURRENT.reset(token)
         elif kind == "websocket":
             await _WebSocket(self, scope, receive, send).run()
         else:
@@ -171,7 +183,7 @@ def _make_lazy(scope: Scope, units: UnitScope, registry: Registry) -> None:
     if not databases:
         return
     given: Any = scope.get("state")
-    if isinstance(given, LazyState):
+    if type(given) is LazyState:  # an isinstance() of an abstract class costs more than all the rest
         databases = {**given._databases, **databases}
         given = given._given
     scope["state"] = LazyState({} if given is None else given, units, databases)
@@ -197,32 +209,26 @@ class _Request(UnitScope):
         self.scope = scope
         self.receive_from = receive
         self.send_to = send
-        self.registry = gate.registry
-        self.before_commit = gate.before_commit
-        self.reads_only = scope["method"] in READING_METHODS
         self.outer = CURRENT.get()
         scope[SCOPE_KEY] = self
         _make_lazy(scope, self, gate.registry)
+
+    def may_write(self) -> bool:
+        return self.phase is AFTER or self.scope["method"] not in READING_METHODS
+
+    def origin(self) -> Gate:
+        return self.gate
 
     def describe(self) -> str:
         after = "what came after " if self.phase is AFTER else ""
         return f"{after}{self.scope['method']} {self.scope.get('path', '')}"
 
-    async def run(self) -> None:
-        token = CURRENT.set(self)
-        try:
-            await self.gate.app(self.scope, self.receive, self.send)
-        except BaseException as error:
-            await self.close_units(error)
-            if self.phase is not FAILED or not isinstance(error, Exception):
-                raise
-            await self.answer_failure(error)
-        else:
-            if self.unit is not None or self.failure is not None or self.parting is not None:
-                await self.returned()
-        finally:
-            self.closed = True
-            CURRENT.reset(token)
+    async def unwound(self, error: BaseException) -> None:
+        """The app has raised."""
+        await self.close_units(error)
+        if self.phase is not FAILED or not isinstance(error, Exception):
+            raise error
+        await self.answer_failure(error)
 
     async def receive(self) -> Message:
         message = await self.receive_from()
@@ -245,12 +251,14 @@ class _Request(UnitScope):
     def send(self, message: Message) -> Awaitable[None]:
         """Where no session was asked for, nothing waits: the message is the server's at once."""
         if self.unit is None and not self.held:
-            kind = message["type"]
-            if self.phase is OPEN and kind == "http.response.start":
-                self.phase, self.started = STARTED, message
-                return self.send_to(message)
-            if self.phase is STARTED and self.is_final(message, kind):
-                self.phase, self.reads_only = AFTER, False
+            phase = self.phase
+            if phase is OPEN:
+                if message["type"] == "http.response.start":
+                    self.phase = STARTED
+                    self.started = message
+                    return self.send_to(message)
+            elif phase is STARTED and self.is_final(message, message["type"]):
+                self.phase = AFTER
                 return self.send_to(message)
         return self.send_settled(message)
 
@@ -320,8 +328,8 @@ class _Request(UnitScope):
             self.warned = report(unit, settled, status)
 
     def is_final(self, message: Message, kind: str) -> bool:
-        if kind in ("http.response.body", "http.response.zerocopysend"):
-            return not (message.get("more_body", False) or self.started.get("trailers", False))
+        if kind == "http.response.body" or kind == "http.response.zerocopysend":
+            return not (message.get("more_body") or self.started.get("trailers"))
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
         return kind == "http.response.pathsend"
@@ -341,7 +349,7 @@ class _Request(UnitScope):
         if unit is not None:
             self.report(unit, await unit.finish(outcome_of(status)), status)
         self.unit = None
-        self.phase, self.reads_only = AFTER, False
+        self.phase = AFTER
 
     async def returned(self) -> None:
         """The app is through: what came after the response is kept, and an unfinished response is not.
@@ -404,7 +412,8 @@ class _WebSocket(UnitScope):
     """One WebSocket: a unit for each message received, over the same sessions, and nothing held while the app waits.
 
     What the app has written is committed before the next message is awaited, and before anything is sent, so that the
-    other side is never told of what may not be kept. The commit mode governs HTTP responses only.
+    other side is never told of what may not be kept; but not inside a block, which is kept as a whole. The commit mode
+    governs HTTP responses only.
     """
 
     host = LOOP
@@ -414,11 +423,12 @@ class _WebSocket(UnitScope):
         self.scope = scope
         self.receive_from = receive
         self.send_to = send
-        self.registry = gate.registry
-        self.before_commit = gate.before_commit
         self.outer = CURRENT.get()
         scope[SCOPE_KEY] = self
         _make_lazy(scope, self, gate.registry)
+
+    def origin(self) -> Gate:
+        return self.gate
 
     def describe(self) -> str:
         return f"WebSocket {self.scope.get('path', '')}"
@@ -440,13 +450,13 @@ class _WebSocket(UnitScope):
         return await self.receive_from()
 
     async def send(self, message: Message) -> None:
-        if self.unit is not None:
+        if self.unit is not None and not self.unit.blocks:
             await self.unit.settle(always, _is_reading)
         await self.send_to(message)
 
     async def end_message(self) -> None:
         unit = self.unit
-        if unit is not None:
+        if unit is not None and not unit.blocks:
             await unit.settle(always)
             unit.renew()
 
