@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import asyncpg
 import httpx
@@ -346,25 +345,26 @@ def test_a_users_sqlite_in_memory_is_the_one_that_there_is(colour):
         engine.dispose()
 
 
-def test_tables_are_made_for_real_and_rows_are_not(tmp_path):
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_tables_are_made_for_real_and_rows_are_not(tmp_path, where):
     """`create_all` at first use, before the sandbox's transaction begins; `with TestClient` starts and stops it."""
-    for url in ("sqlite+aiosqlite://", f"sqlite+aiosqlite:///{Path(tmp_path, 'a.db')}"):
-        database = SQLAlchemyAsyncConfig(
-            connection_string=url, create_all=True, metadata=Base.metadata, commit_mode="autocommit"
-        )
-        cell = Cell(AlchemyAsync(), None, "")
-        counts = []
+    url = "sqlite+aiosqlite://" if where == "memory" else f"sqlite+aiosqlite:///{tmp_path}/held.db"
+    database = SQLAlchemyAsyncConfig(
+        connection_string=url, create_all=True, metadata=Base.metadata, commit_mode="autocommit"
+    )
+    cell = Cell(AlchemyAsync(), None, "")
+    counts = []
 
-        async def add(use: Use) -> None:
-            counts.append(await use.count())
-            use.session.add(Held(v=len(counts)))
+    async def add(use: Use) -> None:
+        counts.append(await use.count())
+        use.session.add(Held(v=len(counts)))
 
-        app = cell.app(database, {"add": add})
-        for _ in range(2):
-            with Sandbox(database):
-                assert cell.post(app, "add") == [200]
-                for _ in range(2):
-                    with TestClient(app) as client:
-                        assert client.post("/add").status_code == 200
-        assert counts == [0, 1, 2] * 2
-        asyncio.run(database.stop())
+    app = cell.app(database, {"add": add})
+    for _ in range(2):
+        with Sandbox(database):
+            assert cell.post(app, "add") == [200]
+            for _ in range(2):
+                with TestClient(app) as client:
+                    assert client.post("/add").status_code == 200
+    assert counts == [0, 1, 2] * 2
+    asyncio.run(database.stop())

@@ -148,7 +148,7 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
         return handle.give_up()
 
     def _forget_tables(self) -> None:
-        """They are made again at the next start; in a sandbox they stay, for its open transaction would be in the way."""
+        """They are made again at the next start. In a sandbox they stay: its open transaction would be in the way."""
         if self._source is not None:
             return
         self._created = False

@@ -7,9 +7,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.engine.base import OptionEngine
-from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, PoolProxiedConnection, SingletonThreadPool, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -28,9 +28,10 @@ T = TypeVar("T")
 class SandboxEngine(OptionEngine):
     """The app's engine, with its events and its dialect, whose connections are parts of the sandbox's."""
 
-    def __init__(self, engine: Engine, parts: Pool) -> None:
+    def __init__(self, engine: Engine, parts: Pool, dialect: Dialect) -> None:
         self._parts = parts
         super().__init__(engine, {})
+        self.dialect = dialect  # which has met the server; an engine that was made for this event loop only has not
 
     @property
     def pool(self) -> Pool:  # type: ignore[override]
@@ -58,13 +59,10 @@ class EngineSource(Source):
         with self._opening:
             shared = self._shared.get(key)
             if shared is None:
-                self._shared[key] = shared = SharedConnection(self.database, self._home_of(engine))
+                self._shared[key] = shared = SharedConnection(self.database, self._home, engine)
                 if self.patience is not None:
                     shared.begin(self.patience)
             return shared
-
-    def _home_of(self, engine: Engine) -> Home | None:
-        return self._home if engine.dialect.is_async else None
 
 
 class Route:
@@ -80,21 +78,26 @@ class Route:
             return engine
         shared = self._source.shared(engine)
         if shared not in self._engines:
-            parts = NullPool(lambda: shared.join(engine, self._hooks), dialect=engine.dialect)
-            self._engines[shared] = SandboxEngine(engine, parts)
+            parts = NullPool(lambda record: shared.join(self._hooks, record), dialect=shared.dialect)
+            self._engines[shared] = SandboxEngine(engine, parts, shared.dialect)
         return self._engines[shared]
 
 
 class SharedConnection(Shared):
     """A DBAPI connection, with SQLAlchemy's pool entry around it. Its I/O is blocking code, in a greenlet if async."""
 
-    raw: Any = None
-    _lent: PoolProxiedConnection | None = None
-    _own_pool = True
+    def __init__(self, database: str, home: Home, engine: Engine) -> None:
+        super().__init__(database, home if engine.dialect.is_async else None)
+        self.dialect = engine.dialect
+        self.raw: Any = None
+        self._engine = engine
+        self._lent: PoolProxiedConnection | None = None
+        in_memory = isinstance(engine.pool, (StaticPool, SingletonThreadPool))
+        self._only_one = in_memory and engine.dialect.name == "sqlite"
 
     # In the app's threads and tasks.
 
-    def join(self, engine: Engine, hooks: Any) -> JoinedConnection:
+    def join(self, hooks: Any, record: ConnectionPoolEntry) -> JoinedConnection:
         """Wait for the turn, and take it."""
         turnstile = self.turnstile
         if turnstile is None:
@@ -106,8 +109,8 @@ class SharedConnection(Shared):
             await_only(turnstile.take_async(user))
         try:
             if self.outer is None:
-                self.call(self._begin_outer, engine)
-            made = JoinedConnection(self, user)
+                self.call(self._begin_outer)
+            made = JoinedConnection(self, user, record)
             self.joined(user, made)
         except BaseException:
             turnstile.give_back(user)
@@ -140,27 +143,25 @@ class SharedConnection(Shared):
     def begin_again(self) -> bool:
         """The app says BEGIN: SQLite's transaction may have been dropped, and what follows would be kept at once."""
         driver = getattr(self.raw, "driver_connection", self.raw)
-        if self._dialect != "sqlite" or driver.in_transaction:
+        if self.dialect.name != "sqlite" or driver.in_transaction:
             return False
         self.part_of().lost = "an error ended it"
         run_now(self._sql("BEGIN"))
         return True
 
-    def _begin_outer(self, engine: Engine) -> None:
+    def _begin_outer(self) -> None:
         if self.raw is None:
-            self._connect(engine)
-        outer = Outer(self.database, self._dialect, self._sql)
-        if self._dialect == "sqlite":
+            self._connect()
+        outer = Outer(self.database, self.dialect.name, self._sql)
+        if self.dialect.name == "sqlite":
             run_now(self._sql("BEGIN IMMEDIATE"))
         run_now(outer.begun())
         self.outer = outer
 
-    def _connect(self, engine: Engine) -> None:
-        """A new connection, made as the engine makes them; but the only one there is, if it is in memory."""
-        self._dialect = engine.dialect.name
-        in_memory = isinstance(engine.pool, (StaticPool, SingletonThreadPool))
-        self._own_pool = not (in_memory and self._dialect == "sqlite")
-        self._lent = (engine.pool.recreate() if self._own_pool else engine.pool).connect()
+    def _connect(self) -> None:
+        """A new connection, made as the engine makes them; but the only one there is, if the database is in it."""
+        pool = self._engine.pool if self._only_one else self._engine.pool.recreate()
+        self._lent = pool.connect()
         self.raw = self._lent.dbapi_connection
 
     async def roll_back(self) -> None:
@@ -168,11 +169,11 @@ class SharedConnection(Shared):
 
     async def disconnect(self) -> None:
         lent, self._lent, raw, self.raw = self._lent, None, self.raw, None
-        if lent is not None and self._own_pool:
+        if lent is not None and self._only_one:
+            lent.close()
+        elif lent is not None:
             lent.detach()
             raw.close()
-        elif lent is not None:
-            lent.close()
 
     async def _sql(self, sql: str) -> Sequence[Sequence[Any]]:
         cursor = self.raw.cursor()

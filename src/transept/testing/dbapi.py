@@ -13,6 +13,8 @@ from transept._bridge import run_now
 from transept.testing.errors import SandboxError
 
 if TYPE_CHECKING:
+    from sqlalchemy.pool import ConnectionPoolEntry
+
     from transept.testing.alchemy import SharedConnection
     from transept.testing.turnstile import User
 
@@ -42,8 +44,8 @@ def refuse_two_phase() -> None:
 class JoinedConnection:
     """What one unit has of the sandbox's connection: a savepoint, from its first statement to its end."""
 
-    def __init__(self, shared: SharedConnection, user: User) -> None:
-        names = {"_shared": shared, "_user": user, "_part": None, "_over": False}
+    def __init__(self, shared: SharedConnection, user: User, record: ConnectionPoolEntry) -> None:
+        names = {"_shared": shared, "_user": user, "_record": record, "_part": None, "_over": False}
         self.__dict__.update(names)
 
     def cursor(self, *arguments: Any, **keywords: Any) -> JoinedCursor:
@@ -73,10 +75,13 @@ class JoinedConnection:
         self._set("isolation_level", level)
 
     def abandon(self) -> None:
-        """The sandbox is over."""
+        """The sandbox is over. The pool's entry lets go, too, or it would complain when it becomes garbage."""
         self.__dict__["_over"] = True
+        self._record.invalidate()
 
     def __getattr__(self, name: str) -> Any:
+        if self._over:
+            raise self._shared.over()
         return getattr(self._shared.raw, name)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -10,7 +10,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any, TypeVar
+
+from transept.context import CURRENT
 
 __all__ = ["Home"]
 
@@ -26,8 +29,13 @@ class Home:
         self._starting = threading.Lock()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run this there, in the context of the caller, and tell when it is done. It is not cancelled."""
-        return asyncio.run_coroutine_threadsafe(work, self._running())
+        """Run this there, and tell when it is done.
+
+        In the context of the caller but for the unit of work, which what is made there would keep alive.
+        """
+        context = copy_context()
+        context.run(CURRENT.set, None)
+        return context.run(self._submit, work)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run this there, to its end, also when the caller is cancelled."""
@@ -43,6 +51,9 @@ class Home:
             loop.call_soon_threadsafe(loop.stop)
             self._thread.join()
             loop.close()
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._running())
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._starting:

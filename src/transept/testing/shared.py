@@ -82,8 +82,8 @@ class Shared:
         Raises:
             SandboxLost: not everything could be undone.
         """
-        turnstile, self.turnstile = self.turnstile, None
-        user = None if turnstile is None else turnstile.close(patience)
+        user = None if self.turnstile is None else self.turnstile.close(patience)
+        self.turnstile = None
         if self._joined is not None:
             self._joined[1].abandon()
             self._joined = None
