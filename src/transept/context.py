@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 from transept.database import Registry
 from transept.errors import OutsideScope
@@ -27,6 +27,26 @@ __all__ = [
 ]
 
 
+class Gate(Protocol):
+    """What units of work that begin at a gate, or inside such a unit, know from it."""
+
+    @property
+    def registry(self) -> Registry | None: ...
+
+    @property
+    def before_commit(self) -> BeforeCommit | None: ...
+
+
+class NoGate:
+    """For units that begin in no request."""
+
+    registry: Registry | None = None
+    before_commit: BeforeCommit | None = None
+
+
+NO_GATE = NoGate()
+
+
 class UnitScope:
     """What a context variable and a request hold while units come and go: the unit of the moment, made on demand.
 
@@ -34,12 +54,17 @@ class UnitScope:
     """
 
     host: Host
-    registry: Registry | None = None
-    reads_only = False
-    before_commit: BeforeCommit | None = None
     unit: Unit | None = None
     closed = False
     outer: UnitScope | None = None  # the scope that this one was made in
+
+    def origin(self) -> Gate:
+        """The gate that the unit begins at."""
+        raise NotImplementedError
+
+    def may_write(self) -> bool:
+        """Whether the unit may write, as far as is known beforehand."""
+        return True
 
     def describe(self) -> str:
         """What the unit is called in errors and logs."""
@@ -62,8 +87,9 @@ class UnitScope:
             with _opening:
                 unit = self.unit
                 if unit is None:
-                    unit = Unit(self.host, self.describe(), self.registry, reads_only=self.reads_only)
-                    unit.before_commit = self.before_commit
+                    gate = self.origin()
+                    unit = Unit(self.host, self.describe(), gate.registry, reads_only=not self.may_write())
+                    unit.before_commit = gate.before_commit
                     self.unit = unit
         return unit
 
@@ -71,12 +97,18 @@ class UnitScope:
 class NamedScope(UnitScope):
     """The scope of a unit that no request has: a block's, or a function's. Knows the databases of the one around it."""
 
-    def __init__(self, host: Host, name: str) -> None:
+    def __init__(self, host: Host, name: str, *, reads_only: bool = False) -> None:
         self.host = host
         self.name = name
         self.outer = outer = CURRENT.get()
-        if outer is not None:
-            self.registry, self.before_commit = outer.registry, outer.before_commit
+        self._origin = NO_GATE if outer is None else outer.origin()
+        self._reads_only = reads_only
+
+    def origin(self) -> Gate:
+        return self._origin
+
+    def may_write(self) -> bool:
+        return not self._reads_only
 
     def describe(self) -> str:
         return self.name

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from transept.errors import ImproperConfigurationError
 from transept.policy import Policy
@@ -140,8 +140,7 @@ class Database(Protocol):
         ...
 
 
-@runtime_checkable
-class Prepares(Protocol):
+class Prepares(Database, Protocol):
     """The capability of a database that may have something to await before a session is made."""
 
     @property
@@ -179,6 +178,11 @@ class Sourced(Protocol):
         a raw driver, a `transept.sql.session.Linker`. Sessions that are open already keep what they have.
         """
         ...
+
+
+def must_prepare(database: object) -> TypeGuard[Prepares]:
+    """Whether this database has something to await before a session of it is made."""
+    return bool(getattr(database, "prepares", False))
 
 
 class HasSession(Protocol[S_co]):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, overload
 
 from transept._bridge import is_async
 from transept.block import Block
-from transept.database import Adopts, Database, Gives, Handle, Prepares, Registry
+from transept.database import Adopts, Database, Gives, Handle, Registry, must_prepare
 from transept.errors import CommitFailed, OutsideScope, UsageError
 from transept.hooks import Hook, Hooks
 from transept.settling import Host, Keeps, Leaf, Part, Settled, Settling, Spare
@@ -78,7 +78,7 @@ class Unit:
         found = self.database(database)
         handle = self._handles.get(found)
         if handle is None:
-            if isinstance(found, Prepares) and found.prepares:
+            if must_prepare(found):
                 raise UsageError(
                     f"database {found.key!r} has a before_create_session_handler, which has to be awaited: ask for "
                     "the session with `await db_session(...)` first."
@@ -95,7 +95,7 @@ class Unit:
         found = self.database(database)
         handle = self._handles.get(found)
         if handle is None:
-            if isinstance(found, Prepares) and found.prepares:
+            if must_prepare(found):
                 await found.prepare()
             handle = self._handles.get(found) or self._open(found)
         return handle.session

@@ -104,7 +104,10 @@ class ASGIGate:
                     await request.returned()
             finally:
                 request.closed = True
-                request.scope = {"method": scope["method"], "path": scope.get("path", "")}
+                request.scope = {
+                    "method": scope["method"],
+                    "path": scope.get("path", ""),
+                }  # no cycle is left to collect
                 CURRENT.reset(token)
         elif kind == "websocket":
             await _WebSocket(self, scope, receive, send).run()

@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from transept._bridge import run_now
-from transept.context import CURRENT, PLAIN, UnitScope
+from transept.context import CURRENT, PLAIN, Gate, UnitScope
 from transept.database import Database, Registry
 from transept.errors import CommitInDoubt, ImproperConfigurationError, OutsideScope
 from transept.gate.answer import IN_DOUBT, READING_METHODS, always, at_start, between_chunks, outcome_of, report
 from transept.lifecycle import stop_all
+from transept.unit import BeforeCommit
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -51,6 +52,7 @@ class WSGIGate:
     ) -> None:
         self.app = app
         self.registry = Registry.of(registry)
+        self.before_commit: BeforeCommit | None = None
         self.answer = answer
         for database in self.registry:
             if not database.blocking:
@@ -98,10 +100,14 @@ class _Request(UnitScope):
         self.unwritten: list[bytes] = []
         self.left: int | None = None
         self.write: Callable[[bytes], object] | None = None
-        self.registry = gate.registry
-        self.reads_only = environ.get("REQUEST_METHOD", "GET") in READING_METHODS
         self.outer = CURRENT.get()
         environ[ENVIRON_KEY] = self
+
+    def may_write(self) -> bool:
+        return self.complete or self.environ.get("REQUEST_METHOD", "GET") not in READING_METHODS
+
+    def origin(self) -> Gate:
+        return self.gate
 
     def describe(self) -> str:
         after = "what came after " if self.complete else ""
@@ -191,7 +197,6 @@ class _Request(UnitScope):
         if self.write is not None:
             for data in self.unwritten:
                 self.write(data)
-        self.reads_only = False
         self.complete = True
 
     def keep_what_came_after(self) -> None:
