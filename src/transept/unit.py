@@ -342,12 +342,20 @@ class Unit:
             handle.release()
 
     async def _ask_before_commit(self, keeps: Keeps, spare: Spare) -> None:
+        """What it raises rolls back what was to be settled."""
         assert self.before_commit is not None
-        for part in self._busy_parts():
-            if keeps(part[0]) and not spare(*part):
-                result = self.before_commit(part[1].session)
+        sessions = [part[1].session for part in self._busy_parts() if keeps(part[0]) and not spare(*part)]
+        try:
+            for session in sessions:
+                result = self.before_commit(session)
                 if inspect.isawaitable(result):
                     await result
+        except BaseException as error:
+            try:
+                await self.settle(_never, spare)
+            except Exception as failure:
+                error.add_note(f"transept: while rolling back {self.name}: {failure!r}")
+            raise
 
     def _register(self, committed: bool, hook: Hook) -> Hook:
         if self._ended:
