@@ -11,9 +11,11 @@ from fastapi.sse import EventSourceResponse
 from held import COUNT, File, Postgres, calling, get, http, insert, out_of_pool, post
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from transept import OpenCursorError, OutsideScope, in_new_unit, unit_of_work
-from transept.extensions.fastapi import Transept
+from transept.extensions.fastapi import SQLAlchemyAsyncConfig, Transept
 
 pytestmark = pytest.mark.anyio
 
@@ -167,10 +169,18 @@ async def test_a_cursor_opened_by_the_endpoint_is_an_error_before_the_first_byte
             await client.get("/")
 
 
+def around(app: FastAPI) -> Starlette:
+    """A Starlette app that has this one mounted, and a gate of its own."""
+    outer = Starlette(routes=[Mount("/", app)])
+    Transept(SQLAlchemyAsyncConfig(connection_string="sqlite+aiosqlite://", bind_key="outer"), outer)
+    return outer
+
+
+@pytest.mark.parametrize("mounted", [False, True])
 @pytest.mark.parametrize("spec", ["2.3", "2.4"])
 @pytest.mark.parametrize("kind", ["lines", "events", "raw"])
 async def test_an_endpoint_that_yields_reads_from_a_cursor_and_gives_the_connection_back(
-    pg: Postgres, kind: str, spec: str
+    pg: Postgres, kind: str, spec: str, mounted: bool
 ) -> None:
     config = pg.config()
     app, _, injected = app_with(config)
@@ -193,7 +203,7 @@ async def test_an_endpoint_that_yields_reads_from_a_cursor_and_gives_the_connect
     app.include_router(router)
     fill(pg, 30)
     told: list[Any] = []
-    await http(app, told, spec=spec)
+    await http(app if not mounted else around(app), told, spec=spec)
     shape = {"lines": "{}\n", "events": "data: {}\n\n", "raw": "{},"}[kind]
     assert body(told).decode() == "".join(shape.format(v) for v in range(1, 31))
     assert told[-1].get("more_body", False) is False
