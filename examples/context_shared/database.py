@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
-from sqlalchemy import event
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -29,26 +27,13 @@ class Example(Base):
 
 
 def create_engine(host: str) -> AsyncEngine:
-    """Called at first use, and again when the host changes."""
-    if URL.get_backend_name() == "sqlite":  # a file, which has no host
-        engine = create_async_engine(URL)
-        event.listen(engine.sync_engine, "connect", leave_begin_to_us)
-        event.listen(engine.sync_engine, "begin", begin)
-        return engine
-    return create_async_engine(URL.set(host=host), pool_pre_ping=True)
+    """Called at first use, and again when the host changes. A SQLite file has none."""
+    url = URL if URL.get_backend_name() == "sqlite" else URL.set(host=host)
+    return create_async_engine(url, pool_pre_ping=True)
 
 
 def create_session_maker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
     return async_sessionmaker(engine, expire_on_commit=False)
-
-
-def leave_begin_to_us(connection: Any, record: Any) -> None:
-    """Python's driver of SQLite begins transactions later than it should for savepoints."""
-    connection.isolation_level = None
-
-
-def begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
 
 
 connection = DBConnect(
