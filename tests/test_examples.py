@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers.server import Server
+from servers import started
+from servers.server import NoServerError, Server
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
@@ -121,10 +122,7 @@ def test_the_engine_is_closed_with_the_app(name: str, examples: Callable[[str], 
     with TestClient(examples(f"{name}.app").app) as client:
         client.post("/simple_usage")
         assert look.ask(count) > before
-    end = time.monotonic() + 5
-    while look.ask(count) > before and time.monotonic() < end:
-        time.sleep(0.02)
-    assert look.ask(count) == before
+    wait_for(lambda: look.ask(count) <= before)
 
 
 def test_a_client_reads_what_it_has_written(examples: Callable[[str], Any]) -> None:
@@ -148,6 +146,58 @@ def test_the_position_that_the_client_carries_covers_the_commit(examples: Callab
             reached.clear()
             position = client.post("/read_own_writes").cookies["written_at"].strip('"')
             assert number(position) > number(reached[0])
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Server, Server]]:
+    """A PostgreSQL and its replica."""
+    try:
+        with started.postgres() as primary, started.replica(primary) as replica:
+            yield primary, replica
+    except NoServerError as error:
+        pytest.skip(f"needs a PostgreSQL with a replica: {error}")
+
+
+@pytest.fixture
+def replicated(pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """A client of the app, which asks a real replica."""
+    primary, replica = pair
+    primary.execute("DROP TABLE IF EXISTS example")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setenv("EXAMPLE_DATABASE", primary.url("asyncpg"))
+    monkeypatch.setenv("EXAMPLE_REPLICA", replica.host)
+    forget()
+    with TestClient(import_module("context_fastapi.app").app) as client:
+        wait_for(lambda: replica.execute("SELECT to_regclass('example') IS NOT NULL") == [(True,)])
+        yield client
+    forget()
+
+
+def test_a_replica_that_is_behind_is_not_asked(replicated: TestClient, pair: tuple[Server, Server]) -> None:
+    """Except for those who have written nothing."""
+    replica = pair[1]
+    replica.execute("SELECT pg_wal_replay_pause()")
+    try:
+        assert replicated.post("/read_own_writes").status_code == 200
+        assert replicated.get("/read_own_writes").json() == {"asked": "default", "rows": ["mine"]}
+        stranger = replicated.get("/read_own_writes", headers={"cookie": ""}).json()
+        assert stranger == {"asked": "replica", "rows": []}
+    finally:
+        replica.execute("SELECT pg_wal_replay_resume()")
+    wait_for(lambda: replicated.get("/read_own_writes").json() == {"asked": "replica", "rows": ["mine"]})
+
+
+def test_a_client_reads_what_it_has_written_a_hundred_times(replicated: TestClient) -> None:
+    for count in range(1, 101):
+        assert replicated.post("/read_own_writes").status_code == 200
+        assert replicated.get("/read_own_writes").json()["rows"] == ["mine"] * count
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def number(position: str) -> int:

