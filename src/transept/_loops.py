@@ -74,5 +74,8 @@ async def _until_the_loop_ends(
     finally:
         try:
             await close(resource)
+        except asyncio.CancelledError:  # the loop is about to end: what is left is closed all the same
+            await close(resource)
+            raise
         finally:
             _waiting.pop(name, None)

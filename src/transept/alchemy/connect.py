@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, ClassVar
@@ -90,9 +91,10 @@ class DBConnect(DatabaseSettings):
     async def connect(self, host: str) -> None:
         """Use this host from now on, with a new engine. Sessions in use finish on the old engine, which is disposed
         when the last of them is done."""
+        new = self._host(host)
+        new.engine()
         with self._lock:
-            old, self._at = self._at, self._host(host)
-        self._at.engine()
+            old, self._at = self._at, new
         if old is not None:
             await old.retire()
 
@@ -112,7 +114,7 @@ class DBConnect(DatabaseSettings):
         at = self._present()
         session = at.maker()()
         at.users += 1
-        finalize(session, at.leave_from_anywhere, asyncio.get_running_loop())
+        _when_collected(session, at.leave)
         return session
 
     def get_engine(self) -> AsyncEngine:
@@ -120,11 +122,17 @@ class DBConnect(DatabaseSettings):
         return self._present().engine()
 
     async def close(self) -> None:
-        """Dispose the running loop's engine and those left behind by a change of host. It is made anew if used."""
-        if self._at is not None:
-            await self._at.made.close()
-        while self._disposing:
-            await asyncio.gather(*self._disposing)
+        """Dispose the engine, and those left behind by a change of host. Sessions in use finish first; what comes
+        later gets a new engine."""
+        with self._lock:
+            old = self._at
+            if old is not None:
+                self._at = self._host(old.name)
+        if old is not None:
+            await old.retire()
+        here = asyncio.get_running_loop()
+        while disposing := [one for one in self._disposing if one.get_loop() is here]:
+            await asyncio.gather(*disposing)
 
     # A database like every other.
 
@@ -147,7 +155,11 @@ class DBConnect(DatabaseSettings):
         return self._handle(session, hooks, reads_only)
 
     def give_up(self, handle: AsyncHandle) -> AsyncSession:
-        return handle.give_up()
+        leave, handle.when_over = handle.when_over, None
+        session = handle.give_up()
+        if leave is not None:
+            _when_collected(session, leave)
+        return session
 
     async def start(self) -> None:
         """Engines are made at first use, so an app starts while its database is down."""
@@ -167,10 +179,11 @@ class DBConnect(DatabaseSettings):
     def _make(self, host: str) -> tuple[AsyncEngine, SessionMaker]:
         engine = self._engine_creator(host)
         if not isinstance(engine, AsyncEngine):
-            raise ImproperConfigurationError(
-                f"DBConnect: engine_creator returned {engine!r}: an AsyncEngine is needed (create_async_engine)."
-            )
-        return engine, self._session_maker_creator(engine)
+            raise _not_made("engine_creator", engine, "an AsyncEngine is needed (create_async_engine)")
+        maker = self._session_maker_creator(engine)
+        if not callable(maker):
+            raise _not_made("session_maker_creator", maker, "an async_sessionmaker is needed")
+        return engine, maker
 
     def _present(self) -> Host:
         if self._at is None:
@@ -215,14 +228,26 @@ class Host:
             self._disposing.add(closing)
             closing.add_done_callback(self._disposing.discard)
 
-    def leave_from_anywhere(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A session was collected, in whatever thread."""
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self.leave)
+
+def _when_collected(session: AsyncSession, leave: Callable[[], None]) -> None:
+    """A session of the app's own uses its engine as long as it lives. It may be collected in any thread."""
+    finalize(session, _leave_from_anywhere, asyncio.get_running_loop(), leave)
+
+
+def _leave_from_anywhere(loop: asyncio.AbstractEventLoop, leave: Callable[[], None]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(leave)
 
 
 async def _dispose(made: tuple[AsyncEngine, Any]) -> None:
     await made[0].dispose()
+
+
+def _not_made(setting: str, result: object, needed: str) -> ImproperConfigurationError:
+    if inspect.iscoroutine(result):
+        result.close()
+        needed += ", not a coroutine"
+    return ImproperConfigurationError(f"DBConnect: {setting} returned {result!r}: {needed}.")
 
 
 def _callable(setting: str, value: object) -> None:
