@@ -6,6 +6,7 @@ import asyncio
 import gc
 import inspect
 import threading
+from contextvars import Context
 
 import httpx
 import pytest
@@ -210,7 +211,7 @@ async def test_who_is_cancelled_while_waiting_waits_no_more(postgres_cell):
     async with Sandbox(database) as sandbox:
         async with unit_of_work() as unit:
             await unit.session(database).execute(INSERT)
-            waiter = asyncio.get_running_loop().create_task(waits(), context=__import__("contextvars").Context())
+            waiter = asyncio.get_running_loop().create_task(waits(), context=Context())
             await asyncio.sleep(0.05)
             waiter.cancel()
             with pytest.raises(asyncio.CancelledError):

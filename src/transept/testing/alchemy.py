@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from sqlalchemy.engine import Dialect, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, PoolProxiedConnection, SingletonThreadPool, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -78,9 +78,17 @@ class Route:
             return engine
         shared = self._source.shared(engine)
         if shared not in self._engines:
-            parts = NullPool(lambda record: shared.join(self._hooks, record), dialect=shared.dialect)
+            parts = NullPool(self._joiner(shared), dialect=shared.dialect)
             self._engines[shared] = SandboxEngine(engine, parts, shared.dialect)
         return self._engines[shared]
+
+    def _joiner(self, shared: SharedConnection) -> Any:
+        """What the pool calls with its entry for a new connection."""
+
+        def join(record: ConnectionPoolEntry) -> JoinedConnection:
+            return shared.join(self._hooks, record)
+
+        return join
 
 
 class SharedConnection(Shared):
@@ -183,3 +191,36 @@ class SharedConnection(Shared):
         finally:
             cursor.close()
         return rows
+
+
+class BorrowedSource(EngineSource):
+    """Gives each session what joins the open transaction of one that the test has, on the loop that runs."""
+
+    def __init__(self, database: Any, connection: Connection, home: Home) -> None:
+        super().__init__(database, home)
+        self._borrowed = BorrowedConnection(database.key, home, connection)
+
+    def connections(self) -> list[SharedConnection]:
+        return [self._borrowed]
+
+    def shared(self, engine: Engine) -> SharedConnection:
+        return self._borrowed
+
+
+class BorrowedConnection(SharedConnection):
+    """Whoever has the connection rolls its transaction back, and closes it."""
+
+    def __init__(self, database: str, home: Home, connection: Connection) -> None:
+        super().__init__(database, home, connection.engine)
+        self.raw = connection.connection.dbapi_connection
+
+    def _begin_outer(self) -> None:
+        outer = Outer(self.database, self.dialect.name, self._sql)
+        run_now(outer.begun())
+        self.outer = outer
+
+    async def roll_back(self) -> None:
+        """The test does."""
+
+    async def disconnect(self) -> None:
+        """The test does."""

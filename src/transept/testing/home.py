@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class Home:
-    """An event loop in a thread, begun when it is first needed."""
+    """An event loop in a thread, begun when it is first needed; or one that runs already, and is left running."""
 
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 

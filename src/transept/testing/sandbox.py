@@ -73,7 +73,7 @@ class Sandbox:
     ) -> None:
         if not databases:
             raise UsageError("Sandbox() needs the databases to protect: Sandbox(database, ...).")
-        self._databases = databases
+        self._databases: tuple[Database, ...] = databases
         self._patience = patience
         self._leak_after = leak_after
         self._connections = connections or Connections()
@@ -93,7 +93,7 @@ class Sandbox:
         if database is None:
             if len(self._databases) > 1:
                 raise UsageError("this sandbox has several databases: say which, session(database).")
-            database = self._databases[0]
+            database = next(iter(self._databases))
         if database not in self._databases:
             raise UsageError(f"database {database.key!r} is not in this sandbox: Sandbox({database.key}, ...).")
         return SandboxSession(database)

@@ -9,11 +9,9 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 
-import transept
-
 __all__ = ["call_site"]
 
-OURS = str(Path(transept.__file__).parent)
+OURS = str(Path(__file__).parents[1])
 INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
