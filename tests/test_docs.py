@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import transept
 from transept import config, errors
 from transept.adapters.asyncpg import AsyncpgConfig
 from transept.adapters.sqlite import SqliteConfig
@@ -114,6 +115,12 @@ def test_the_reference_has_every_option_with_its_default(heading: str, classes: 
 def test_the_reference_has_every_error() -> None:
     text = (ROOT / "docs/reference/errors.md").read_text("utf-8")
     assert set(re.findall(r"^### `(\w+)`", text, re.MULTILINE)) == set(errors.__all__)
+
+
+def test_the_reference_has_every_name() -> None:
+    text = (ROOT / "docs/reference/api.md").read_text("utf-8")
+    named = set(re.findall(r"^\| `(?:await )?(\w+)", text, re.MULTILINE)) - {"transept"}
+    assert named == set(transept.__all__) - set(errors.__all__)
 
 
 def fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
