@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import transept
-from transept import config, errors
+from transept import DBConnect, config, errors
 from transept.adapters.asyncpg import AsyncpgConfig
 from transept.adapters.sqlite import SqliteConfig
 from transept.alchemy import SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
@@ -110,6 +111,14 @@ def test_the_reference_has_every_option_with_its_default(heading: str, classes: 
         if field.name in described and field.default is not dataclasses.MISSING and not callable(field.default):
             default = "not given" if field.default is config.Empty else f"`{field.default!r}`"
             assert described[field.name].replace('"', "'") == default, field.name
+
+
+def test_the_reference_has_every_option_of_a_dbconnect() -> None:
+    described = dict(ROW.findall(sections(ROOT / "docs/reference/configuration.md")["`DBConnect`"]))
+    common = {one.name for one in fields(config.DatabaseSettings)}
+    options = [one for one in inspect.signature(DBConnect).parameters.values() if one.name not in common]
+    defaults = {one.name: "needed" if one.default is one.empty else f"`{one.default!r}`" for one in options}
+    assert described == defaults
 
 
 def test_the_reference_has_every_error() -> None:
