@@ -445,7 +445,7 @@ def test_several_event_loops_may_change_the_host(pg: Postgres) -> None:
     assert [client.post("/").status_code for _ in range(3)] == [201] * 3
     assert pg.held() == [1, 1, 1, 2, 2, 2]
     assert len(pg.disposed) == len(pg.engines) == 6
-    assert pg.backends() == 0
+    assert asyncio.run(eventually(lambda: pg.backends() == 0))
     asyncio.run(database.close())
 
 

@@ -100,11 +100,11 @@ class Postgres:
         settings = {"commit_mode": "autocommit", **settings}
         return SQLAlchemyAsyncConfig(connection_string=self.server.url("asyncpg"), engine_config=options, **settings)
 
-    def dbconnect(self, pool_size: int = 5, **settings: Any) -> DBConnect:
+    def dbconnect(self, pool_size: int = 5, *, port: int | None = None, **settings: Any) -> DBConnect:
         """A database with engines of the app's own. It has two hosts, "127.0.0.1" and "localhost"."""
 
         def make(host: str) -> AsyncEngine:
-            url = make_url(self.server.url("asyncpg")).set(host=host)
+            url = make_url(self.server.url("asyncpg")).set(host=host, port=port or self.server.port)
             named = {"server_settings": {"application_name": self.name}}
             sizes = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 5}
             engine = create_async_engine(url, connect_args=named, **sizes)
