@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from held import VIOLATION, File, Postgres, eventually, insert, out_of_pool, post
+from held import VIOLATION, File, Postgres, eventually, http, insert, out_of_pool, post
 from quart import Quart, abort, websocket
 from sqlalchemy.exc import IntegrityError
 
@@ -169,6 +169,57 @@ async def test_requests_at_the_same_time_have_sessions_of_their_own(
     answers = await asyncio.gather(*(post(app, f"/answers/{status}") for status in statuses))
     assert [one.status_code for one in answers] == statuses
     assert tables.held() == sorted(status for status in statuses if status < 300)
+
+
+@every_gate
+async def test_a_client_that_leaves_while_the_view_works_leaves_nothing(
+    gate: Any, database: Any, tables: File | Postgres
+) -> None:
+    """Quart listens for that, and cancels the view."""
+    app, gone, told = gate(database, []), asyncio.Event(), []
+    ended = asyncio.Event()
+
+    @app.post("/")
+    async def slow() -> Any:
+        await (await db_session(database)).execute(insert(1))
+        gone.set()
+        try:
+            await asyncio.sleep(20)
+        finally:
+            ended.set()
+        return "too late", 201
+
+    async with asyncio.timeout(10):
+        await http(app, told, method="POST", gone=gone)
+        await ended.wait()
+    assert (told, tables.held()) == ([], [])
+    assert await eventually(lambda: out_of_pool(database) == 0)
+
+
+@pytest.mark.parametrize("gate", [behind_the_middleware, behind_a_gate_that_answers])
+async def test_a_request_that_is_cancelled_leaves_nothing_though_its_view_runs_on(
+    gate: Any, database: Any, tables: File | Postgres
+) -> None:
+    """Quart's views are tasks that nobody cancels with their request."""
+    app, seen = gate(database, []), asyncio.Event()
+
+    @app.post("/slow")
+    async def slow() -> Any:
+        session = await db_session(database)
+        await session.execute(insert(1))
+        await asyncio.sleep(0.2)
+        with pytest.raises(OutsideScope):
+            await session.execute(insert(2))
+        seen.set()
+        return "too late", 201
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await post(app, "/slow")
+    assert out_of_pool(database) == 0
+    async with asyncio.timeout(5):
+        await seen.wait()
+    assert tables.held() == []
 
 
 async def test_a_background_task_and_each_message_of_a_websocket_have_units_of_their_own(
