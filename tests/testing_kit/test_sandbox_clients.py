@@ -368,3 +368,79 @@ def test_tables_are_made_for_real_and_rows_are_not(tmp_path, where):
                     assert client.post("/add").status_code == 200
     assert counts == [0, 1, 2] * 2
     asyncio.run(database.stop())
+
+
+CURSORS = [name for name in cells() if name.startswith("alchemy")]
+
+
+@pytest.mark.parametrize("cell", CURSORS, indirect=True)
+def test_a_cursor_on_the_server(cell):
+    read = []
+
+    async def stream(use: Use) -> None:
+        for v in range(5):
+            await use.run(f"INSERT INTO held VALUES ({v})")
+        async for v in await cell.family.cursor(use.session, "SELECT v FROM held ORDER BY v"):
+            read.append(v)
+        await use.insert(5)
+
+    database = cell.database()
+    app = cell.app(database, {"stream": stream})
+    with Sandbox(database):
+        assert cell.post(app, "stream") == [200]
+    assert read == [0, 1, 2, 3, 4]
+    assert cell.engine.held() == []
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_the_drivers_own_connection_is_a_part_too(postgres_cell, driver):
+    """COPY, which SQLAlchemy has no words for, from another event loop than the connection's."""
+    postgres_cell.driver = driver
+
+    async def copy(use: Use) -> int:
+        connection = await use.session.connection()
+        driver_connection = (await connection.get_raw_connection()).driver_connection
+        if driver == "asyncpg":
+            await driver_connection.copy_records_to_table("held", records=[(1,), (2,)])
+            async with driver_connection.transaction():
+                assert [row["v"] async for row in driver_connection.cursor("SELECT v FROM held")] == [1, 2]
+        else:
+            async with driver_connection.cursor() as cursor:
+                async with cursor.copy("COPY held FROM STDIN") as lines:
+                    await lines.write_row((1,))
+                    await lines.write_row((2,))
+                await cursor.execute("SELECT v FROM held")
+                assert [v async for (v,) in cursor] == [1, 2]
+        return 200 if use.request.query_params.get("keep") else 400
+
+    database = postgres_cell.database()
+    app = postgres_cell.app(database, {"copy": copy})
+    with Sandbox(database) as sandbox:
+        assert postgres_cell.post(app, "copy", "copy?keep=1") == [400, 200]
+        asyncio.run(asserted(postgres_cell, sandbox, database, 2))
+    assert postgres_cell.engine.held() == []
+
+
+def test_fastapi(postgres_cell):
+    from fastapi import Depends, FastAPI, HTTPException
+
+    from transept.extensions.fastapi import Transept as FastAPITransept
+
+    database = postgres_cell.database()
+    app = FastAPI()
+    transept = FastAPITransept(database, app)
+
+    @app.post("/{v}", status_code=201)
+    async def write(v: int, session=Depends(transept.provide_session())) -> int:  # noqa: B008
+        await session.execute(text("INSERT INTO held VALUES (:v)"), {"v": v})
+        if v == 2:
+            raise HTTPException(409)
+        return await session.scalar(COUNT)
+
+    with Sandbox(database) as sandbox:
+        with TestClient(app) as client:
+            answers = [client.post(f"/{v}") for v in (1, 2, 3)]
+        assert [answer.status_code for answer in answers] == [201, 409, 201]
+        assert answers[2].json() == 2
+        asyncio.run(asserted(postgres_cell, sandbox, database, 2))
+    assert postgres_cell.engine.held() == []

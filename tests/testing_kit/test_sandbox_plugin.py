@@ -171,3 +171,17 @@ def test_a_sandbox_that_nobody_uses_opens_no_connection(postgres_cell):
     before = postgres_cell.engine._look.execute(count).fetchone()
     with Sandbox(database), unit_of_work():
         assert postgres_cell.engine._look.execute(count).fetchone() == before
+
+
+def test_raw_databases_need_no_sqlalchemy():
+    code = """if True:
+        import sys
+        sys.modules["sqlalchemy"] = None
+        from transept.adapters.sqlite import SqliteConfig
+        from transept.testing import Sandbox
+        database = SqliteConfig(pool_config={"database": ":memory:"})
+        with Sandbox(database) as sandbox, sandbox.session(database) as session:
+            print(session.select_value("SELECT 1"))
+    """
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr

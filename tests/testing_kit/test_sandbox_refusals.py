@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from testing_kit.conftest import Cell, Use, cells
 
 from transept import OutsideScope, UsageError, new_non_ctx_session, run_in_new_ctx, transaction, unit_of_work
-from transept.alchemy import EngineConfig, SQLAlchemyAsyncConfig
+from transept.alchemy import EngineConfig, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
 from transept.testing import NestedInSandbox, Sandbox, SandboxBusy, SandboxError, SandboxLeak, SandboxLost
 from transept.transaction import new_unit_of_work
 
@@ -547,3 +547,57 @@ def test_a_small_pool_and_a_full_one(postgres_cell):
     asyncio.run(work())
     config = EngineConfig(pool_size=1)
     assert SQLAlchemyAsyncConfig(connection_string=url, engine_config=config)._source is None
+
+
+async def test_a_connection_out_of_the_engines_own_pool_is_a_leak(postgres_cell):
+    """The app's own `engine.connect()` goes past the sandbox; but it must come back."""
+    engine = create_async_engine(postgres_cell.engine.url("asyncpg"))
+    database = SQLAlchemyAsyncConfig(engine_instance=engine, commit_mode="autocommit")
+    left = []
+    with pytest.raises(SandboxLeak) as raised:
+        async with Sandbox(database):
+            async with unit_of_work() as unit:
+                await unit.session(database).execute(INSERT)
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+            line = here(1)
+            left.append(await engine.connect())
+    [leak] = raised.value.leaks
+    assert line in leak
+    await left[0].close()
+    assert not engine.pool.dispatch.checkout
+    await engine.dispose()
+
+
+async def test_who_is_cancelled_while_the_sandbox_connects_leaves_it_usable(postgres_cell):
+    database = postgres_cell.database()
+
+    async def work() -> None:
+        async with new_unit_of_work() as unit:
+            await unit.session(database).execute(INSERT)
+
+    for delay in (0, 0.001, 0.005, 0.01, 0.02):
+        async with Sandbox(database) as sandbox:
+            task = asyncio.create_task(work())
+            await asyncio.sleep(delay)
+            task.cancel()
+            await asyncio.wait([task])
+            kept = 0 if task.cancelled() else 1
+            async with sandbox.session(database) as session:
+                assert await session.scalar(COUNT) == kept
+    assert postgres_cell.engine.open_transactions() == 0
+
+
+def test_two_databases_of_one_sqlite_file_say_what_is_wrong(engines):
+    engine = engines("sqlite")
+    one = AlchemySync().database(engine, "pysqlite", None)
+    settings = EngineConfig(connect_args={"timeout": 0.1})
+    two = SQLAlchemySyncConfig(connection_string=engine.url("pysqlite"), bind_key="two", engine_config=settings)
+    with Sandbox(one, two) as sandbox:
+        with sandbox.session(one) as session:
+            session.execute(INSERT)
+        with pytest.raises(SandboxError, match="on the same file"), sandbox.session(two) as session:
+            session.execute(INSERT)
+        with sandbox.session(one) as session:
+            assert session.scalar(COUNT) == 1
+    assert engine.held() == []

@@ -16,7 +16,8 @@ from sqlalchemy.util.concurrency import in_greenlet
 from transept._bridge import run_now
 from transept.testing.dbapi import JoinedConnection
 from transept.testing.home import Home, finished
-from transept.testing.outer import Outer
+from transept.testing.outer import Outer, explain
+from transept.testing.pools import PoolWatch
 from transept.testing.shared import Shared, Source
 from transept.testing.turnstile import User
 
@@ -46,6 +47,7 @@ class EngineSource(Source):
         self._home = home
         self._shared: dict[str, SharedConnection] = {}
         self._opening = threading.Lock()
+        self._pools = PoolWatch(self.database)
 
     def __call__(self, hooks: Any) -> Route:
         return Route(self, hooks)
@@ -53,10 +55,15 @@ class EngineSource(Source):
     def connections(self) -> list[SharedConnection]:
         return list(self._shared.values())
 
+    def end(self, patience: float) -> tuple[list[str], list[Exception]]:
+        leaks, failures = super().end(patience)
+        return [*leaks, *self._pools.end()], failures
+
     def shared(self, engine: Engine) -> SharedConnection:
         """The connection to this engine's server: one, however many engines lead there, as each event loop has one."""
         key = engine.url.render_as_string(hide_password=False)
         with self._opening:
+            self._pools.watch(engine)
             shared = self._shared.get(key)
             if shared is None:
                 self._shared[key] = shared = SharedConnection(self.database, self._home, engine)
@@ -158,18 +165,26 @@ class SharedConnection(Shared):
         return True
 
     def _begin_outer(self) -> None:
+        if self.outer is not None:  # begun for one that was cancelled meanwhile
+            return
         if self.raw is None:
             self._connect()
         outer = Outer(self.database, self.dialect.name, self._sql)
-        if self.dialect.name == "sqlite":
-            run_now(self._sql("BEGIN IMMEDIATE"))
-        run_now(outer.begun())
+        try:
+            if self.dialect.name == "sqlite":
+                run_now(self._sql("BEGIN IMMEDIATE"))
+            run_now(outer.begun())
+        except Exception as error:
+            run_now(self.disconnect())
+            explain(self.database, error)
+            raise
         self.outer = outer
 
     def _connect(self) -> None:
         """A new connection, made as the engine makes them; but the only one there is, if the database is in it."""
         pool = self._engine.pool if self._only_one else self._engine.pool.recreate()
-        self._lent = pool.connect()
+        with PoolWatch.connecting():
+            self._lent = pool.connect()
         self.raw = self._lent.dbapi_connection
 
     async def roll_back(self) -> None:

@@ -5,11 +5,14 @@ SQLAlchemy stands on it as on any other, so what it does with transactions, even
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.util import greenlet_spawn
+
 from transept._bridge import run_now
+from transept.testing.control import control_word, refuse_two_phase
+from transept.testing.driver import DriverConnection
 from transept.testing.errors import SandboxError
 
 if TYPE_CHECKING:
@@ -18,27 +21,10 @@ if TYPE_CHECKING:
     from transept.testing.alchemy import SharedConnection
     from transept.testing.turnstile import User
 
-__all__ = ["JoinedConnection", "control_word"]
+__all__ = ["JoinedConnection"]
 
-CONTROL = re.compile(
-    r"\s*(?:(?P<begin>begin(?:\s+(?:work|transaction|deferred|immediate|exclusive))*|start\s+transaction)"
-    r"|(?P<commit>(?:commit|end)(?:\s+(?:work|transaction))?)"
-    r"|(?P<rollback>(?:rollback|abort)(?:\s+(?:work|transaction))?)"
-    r"|(?P<two_phase>(?:prepare\s+transaction|(?:commit|rollback)\s+prepared|xa\s).*))\s*;?\s*",
-    re.IGNORECASE | re.DOTALL,
-)
 SETTINGS = {"autocommit", "deferrable", "isolation_level", "read_only", "readonly"}
 LOCAL = {"fetchone", "fetchmany", "fetchall"}
-
-
-def control_word(sql: object) -> str | None:
-    """``"begin"``, ``"commit"``, ``"rollback"`` or ``"two_phase"`` if this statement is one of a transaction's own."""
-    found = CONTROL.fullmatch(sql) if isinstance(sql, str) and len(sql) < 200 else None
-    return None if found is None else found.lastgroup
-
-
-def refuse_two_phase() -> None:
-    raise SandboxError("a sandbox cannot do a two-phase commit: test it with real ones.")
 
 
 class JoinedConnection:
@@ -74,6 +60,19 @@ class JoinedConnection:
     def set_isolation_level(self, level: Any) -> None:
         self._set("isolation_level", level)
 
+    @property
+    def driver_connection(self) -> Any:
+        """The driver's own, for what SQLAlchemy has no words for, such as COPY."""
+        raw = self._shared.raw
+        if self._shared.home is None:
+            return raw
+        return DriverConnection(raw.driver_connection, self._run_joined)
+
+    @property
+    def _connection(self) -> Any:
+        """By this name SQLAlchemy's async dialects ask for it."""
+        return self.driver_connection
+
     def abandon(self) -> None:
         """The sandbox is over. The pool's entry lets go, too, or it would complain when it becomes garbage."""
         self.__dict__["_over"] = True
@@ -94,6 +93,16 @@ class JoinedConnection:
         """The sandbox's transaction has begun already, with settings of its own; they stay."""
         if (name == "autocommit" and value) or str(value).upper() == "AUTOCOMMIT":
             raise SandboxError("a sandbox cannot keep each statement at once (AUTOCOMMIT): test it with real commits.")
+
+    async def _run_joined(self, work: Callable[[], Any]) -> Any:
+        if self._over:
+            raise self._shared.over()
+
+        async def joined() -> Any:
+            await greenlet_spawn(self._join)
+            return await work()
+
+        return await self._shared.run(joined)
 
     # In the driver's thread or loop.
 

@@ -19,6 +19,8 @@ __all__ = ["Home"]
 
 T = TypeVar("T")
 
+PATIENCE = 2.0  # seconds for connections to close
+
 
 class Home:
     """An event loop in a thread, begun when it is first needed; or one that runs already, and is left running."""
@@ -73,9 +75,11 @@ async def _ended() -> None:
     """What `asyncio.run` does at its end: pools and engines of this loop close."""
     loop = asyncio.get_running_loop()
     others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    if others:
+        _, late = await asyncio.wait(others, timeout=PATIENCE)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
     await loop.shutdown_asyncgens()
 
 

@@ -9,9 +9,9 @@ from weakref import ref
 
 from transept._bridge import run_now
 from transept.sql.session import Link, Linker, Parameters, Result
-from transept.testing.dbapi import control_word, refuse_two_phase
+from transept.testing.control import control_word, refuse_two_phase
 from transept.testing.home import Home, finished
-from transept.testing.outer import Outer
+from transept.testing.outer import Outer, explain
 from transept.testing.shared import Shared, Source
 from transept.testing.turnstile import User
 
@@ -77,13 +77,18 @@ class SharedLink(Shared):
 
     async def _begin_outer(self) -> None:
         linker: Linker | None = self._linker()
-        if linker is None:
-            raise self.over()
+        if linker is None or self.outer is not None:  # begun for one that was cancelled meanwhile
+            return
         if self._link is None:
             self._link = await linker.link()
-        await self._link.begin(True)
         outer = Outer(self.database, self._dialect, self._sql)
-        await outer.begun()
+        try:
+            await self._link.begin(True)
+            await outer.begun()
+        except Exception as error:
+            await self.disconnect()
+            explain(self.database, error)
+            raise
         self.outer = outer
 
     async def roll_back(self) -> None:

@@ -13,9 +13,9 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from transept.testing.errors import SandboxLost
+from transept.testing.errors import SandboxError, SandboxLost
 
-__all__ = ["Outer"]
+__all__ = ["Outer", "explain"]
 
 Run = Callable[[str], Awaitable[Sequence[Sequence[Any]]]]
 
@@ -112,3 +112,13 @@ class Outer:
     def _raise_if_lost(self) -> None:
         if self.lost is not None:
             raise SandboxLost(self.database, self.lost)
+
+
+def explain(database: str, error: Exception) -> None:
+    """Raise what is behind an error with which the transaction did not begin, where that is known."""
+    if "locked" in str(error):
+        raise SandboxError(
+            f"the sandbox of database {database!r} cannot begin ({error}). It holds SQLite's one write lock as long as "
+            "it lasts, and somebody else has that: another database of this sandbox on the same file, or a connection "
+            "of the test's own. Use one database for each file, and end other transactions first."
+        ) from error

@@ -87,6 +87,8 @@ class Shared:
         if self._joined is not None:
             self._joined[1].abandon()
             self._joined = None
+        if self.home is not None:
+            self.wait_for(nothing)  # what was begun for one that was cancelled ends before this
         outer, self.outer = self.outer, None
         try:
             if outer is not None:
@@ -155,3 +157,7 @@ class Shared:
 
     async def disconnect(self) -> None:
         raise NotImplementedError
+
+
+async def nothing() -> None:
+    """To be last in a queue."""
