@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 
 import pytest
 from starlette.testclient import TestClient
+from test_docs import ROOT, script
 from testing_kit.conftest import Use, cells
 
 from transept import unit_of_work
@@ -79,7 +80,11 @@ def test_the_next_one_is_fine():
 def run(folder, engine, tests: str, *options: str) -> str:
     """What pytest says about a module with these tests."""
     where = engine.url("x").partition("://")[2]
-    (folder / "test_app.py").write_text(MODULE.format(where=where) + tests, "utf-8")
+    return run_module(folder, MODULE.format(where=where) + tests, *options)
+
+
+def run_module(folder, code: str, *options: str) -> str:
+    (folder / "test_app.py").write_text(code, "utf-8")
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n", "utf-8")
     plugin = () if INSTALLED else ("-p", "transept.testing.plugin")
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *plugin, *options]
@@ -185,3 +190,8 @@ def test_raw_databases_need_no_sqlalchemy():
     """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "1\n", done.stderr
+
+
+def test_the_tests_in_the_guide_pass(tmp_path):
+    said = run_module(tmp_path, script(ROOT / "docs" / "how-to" / "testing.md", run=True))
+    assert "5 passed" in said, said
