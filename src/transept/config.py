@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, dataclass_transform
 
 from transept.errors import ImproperConfigurationError, UsageError, unknown_option
 from transept.policy import CommitMode, Policy
@@ -35,9 +35,11 @@ __all__ = [
     "configuration",
     "given",
     "options_checked",
+    "strict",
 ]
 
 C = TypeVar("C")
+P = ParamSpec("P")
 
 
 class EmptyType(Enum):
@@ -58,17 +60,22 @@ def configuration(cls: type[C]) -> type[C]:
     """A dataclass of keywords whose unknown ones are refused with the nearest known one; equal only to itself."""
     made = dataclasses.dataclass(kw_only=True, eq=False)(cls)
     init: Callable[..., None] = made.__init__
+    setattr(made, "__init__", strict(init))  # noqa: B010 - an assignment would be refused by one type checker of two
+    return made
+
+
+def strict(init: Callable[P, None]) -> Callable[P, None]:
+    """An `__init__` that refuses unknown keywords with the nearest known one."""
     known = [name for name in inspect.signature(init).parameters if name != "self"]
 
     @functools.wraps(init)
-    def __init__(self: object, **options: Any) -> None:  # noqa: N807
+    def __init__(*arguments: P.args, **options: P.kwargs) -> None:  # noqa: N807
         for option in options:
             if option not in known:
-                raise unknown_option(type(self).__name__, option, known)
-        init(self, **options)
+                raise unknown_option(type(arguments[0]).__name__, option, known)
+        init(*arguments, **options)
 
-    setattr(made, "__init__", __init__)  # noqa: B010 - an assignment would be refused by one type checker of two
-    return made
+    return __init__
 
 
 def given(config: Any) -> dict[str, Any]:

@@ -1221,7 +1221,7 @@ async def a_cleanup_that_fails_hides_no_error_and_stops_no_other(world: World) -
     assert isinstance(told.error, Boom), told.error
 
 
-@case("L8", "async", "nested")
+@case("L8", "async", "create_all")
 async def first_requests_that_race_each_other_prepare_the_database_once(world: World) -> None:
     metadata = MetaData()
     table = Table(f"first_{next(numbers)}", metadata, Column("v", Integer))

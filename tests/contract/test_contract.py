@@ -14,15 +14,18 @@ from contract.engines.postgres import Postgres
 from contract.engines.sqlite import SQLiteFile, SQLiteMemory
 from contract.families.alchemy_async import AlchemyAsync
 from contract.families.alchemy_sync import AlchemySync
+from contract.families.dbconnect import OverDBConnect
 from contract.families.raw_asyncpg import RawAsyncpg
 from contract.families.raw_sqlite3 import RawSqlite3
+from contract.frameworks.context import ContextFramework
 from contract.frameworks.fastapi import FastAPIFramework
 from contract.frameworks.starlette import StarletteFramework
+from contract.frameworks.units import OWN_UNITS
 from contract.frameworks.wsgi import WSGIFramework
 from contract.world import World
 
-FRAMEWORKS: list[Any] = [StarletteFramework, FastAPIFramework, WSGIFramework]
-FAMILIES: list[Any] = [AlchemyAsync, AlchemySync, RawAsyncpg, RawSqlite3]
+FRAMEWORKS: list[Any] = [StarletteFramework, FastAPIFramework, ContextFramework, WSGIFramework, *OWN_UNITS]
+FAMILIES: list[Any] = [AlchemyAsync, AlchemySync, OverDBConnect, RawAsyncpg, RawSqlite3]
 ENGINES: dict[str, Any] = {
     "sqlite": lambda config: SQLiteFile(),
     "memory": lambda config: SQLiteMemory(),
@@ -39,11 +42,15 @@ def cells() -> Iterator[tuple[str, Any, Any, str, str]]:
                 continue
             for engine, drivers in family.drivers.items():
                 for driver in drivers:
+                    if (engine, driver) in getattr(framework, "leaves_out", ()):
+                        continue
                     name = f"{framework.name}/{family.name}/{engine}" + (f"/{driver}" if len(drivers) > 1 else "")
                     yield name, framework, family, engine, driver
 
 
 def applies(case: Case, framework: Any, family: Any, engine: str) -> bool:
+    if case.name not in getattr(framework, "cases", {case.name}):
+        return False
     can = framework.can | family.can | CAN[engine] | {"blocking" if family.blocking else "awaiting"}
     return case.needs <= can and not case.lacks & can
 

@@ -118,10 +118,10 @@ class Context:
         return self.world.framework.session(self.connection, key)
 
     async def run(self, sql: str, key: str | None = None) -> None:
-        await self.world.family.run(self.session(key), sql)
+        await self.world.family.run(await self.world.framework.find(self.connection, key), sql)
 
     async def value(self, sql: str, key: str | None = None) -> Any:
-        return await self.world.family.value(self.session(key), sql)
+        return await self.world.family.value(await self.world.framework.find(self.connection, key), sql)
 
     async def insert(self, v: int, key: str | None = None) -> None:
         await self.run(f"INSERT INTO held VALUES ({v})", key)

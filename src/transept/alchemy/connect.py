@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from transept._loops import PerLoop
 from transept.alchemy.handle import AsyncHandle
 from transept.alchemy.session import Seat
-from transept.config import DatabaseSettings
+from transept.config import DatabaseSettings, strict
 from transept.errors import ImproperConfigurationError
 from transept.policy import CommitMode
 from transept.turn import TaskTurn
@@ -48,6 +48,7 @@ class DBConnect(DatabaseSettings):
 
     blocking: ClassVar[bool] = False
 
+    @strict
     def __init__(  # noqa: PLR0913 - the settings of a database
         self,
         engine_creator: EngineCreator,

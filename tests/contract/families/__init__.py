@@ -11,7 +11,8 @@ from contract.engines import Engine
 class Family(Protocol):
     """What a case needs of a family. Awaitables of a blocking family never suspend.
 
-    `can` holds what its sessions offer to cases: ``nested`` (`begin_nested`), ``cursor`` (a server-side cursor).
+    `can` holds what its sessions offer to cases: ``nested`` (`begin_nested`), ``cursor`` (a server-side cursor),
+    ``create_all`` (makes its tables at first use).
     """
 
     name: str

@@ -21,7 +21,7 @@ class AlchemyAsync:
         "postgres": ("asyncpg", "psycopg"),
         "mariadb": ("asyncmy",),
     }
-    can = frozenset({"nested", "cursor"})
+    can = frozenset({"nested", "cursor", "create_all"})
     late_error = DBAPIError
     statement_error = DBAPIError
 

@@ -21,7 +21,7 @@ class AlchemySync:
         "postgres": ("psycopg",),
         "mariadb": ("pymysql",),
     }
-    can = frozenset({"nested", "cursor"})
+    can = frozenset({"nested", "cursor", "create_all"})
     late_error = DBAPIError
     statement_error = DBAPIError
 

@@ -25,7 +25,7 @@ class StarletteFramework:
     can = frozenset({"async", "handlers", "cancel", "disconnect", "websocket", "outlive", "background", "messages"})
 
     def takes(self, family: Any) -> bool:
-        return True
+        return bool(family.name != "dbconnect")
 
     def run(self, case: Callable[[], Any], stop: Callable[[], Any]) -> None:
         async def main() -> None:
@@ -53,11 +53,17 @@ class StarletteFramework:
             ],
             exception_handlers={kind: handler(status) for kind, status in handlers.items()},
         )
-        self.extension = Transept(databases, app)
+        self.gate(app, databases)
         return app
+
+    def gate(self, app: Starlette, databases: list[Any]) -> None:
+        self.extension = Transept(databases, app)
 
     def session(self, request: Any, key: str | None) -> Any:
         return self.extension.get_session(request, key)
+
+    async def find(self, request: Any, key: str | None) -> Any:
+        return self.session(request, key)
 
     async def call(self, app: Any, look: Callable[[], list[int]], control: Any) -> Told:
         told = Told()

@@ -52,6 +52,9 @@ class WSGIFramework:
     def session(self, environ: Any, key: str | None) -> Any:
         return self.gate.get_session(environ, key)
 
+    async def find(self, environ: Any, key: str | None) -> Any:
+        return self.session(environ, key)
+
     async def call(self, app: Any, look: Callable[[], list[int]], control: Any) -> Told:
         told = Told()
         environ: dict[str, Any] = {}
