@@ -569,24 +569,34 @@ async def test_a_connection_out_of_the_engines_own_pool_is_a_leak(postgres_cell)
     await engine.dispose()
 
 
-async def test_who_is_cancelled_while_the_sandbox_connects_leaves_it_usable(postgres_cell):
-    database = postgres_cell.database()
+@pytest.mark.parametrize("cell", [name for name in AWAITING if "memory" not in name], indirect=True)
+@pytest.mark.parametrize("connected", [False, True])
+async def test_who_is_cancelled_at_any_moment_leaves_nothing(cell, connected):
+    """Also where SAVEPOINT or the statement itself still runs, and ends after the task."""
+    database = cell.database()
 
     async def work() -> None:
         async with new_unit_of_work() as unit:
-            await unit.session(database).execute(INSERT)
+            await Use(cell, unit.session(database)).insert(1)
             await asyncio.sleep(1)
 
-    for delay in (0, 0.001, 0.005, 0.01, 0.02):
+    for delay in range(0, 40, 2) if connected else range(0, 40000, 4000):
         async with Sandbox(database) as sandbox:
+            if connected:
+                async with sandbox.session(database) as session:
+                    await Use(cell, session).count()
             task = asyncio.create_task(work())
-            await asyncio.sleep(delay)
+            if connected:
+                for _ in range(delay):
+                    await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(delay / 1e6)
             task.cancel()
             await asyncio.wait([task])
             assert task.cancelled()
             async with sandbox.session(database) as session:
-                assert await session.scalar(COUNT) == 0
-    assert postgres_cell.engine.open_transactions() == 0
+                assert await Use(cell, session).count() == 0
+    assert cell.engine.open_transactions() == 0
 
 
 def test_two_databases_of_one_sqlite_file_say_what_is_wrong(engines):

@@ -31,29 +31,31 @@ class JoinedConnection:
     """What one unit has of the sandbox's connection: a savepoint, from its first statement to its end."""
 
     def __init__(self, shared: SharedConnection, user: User, record: ConnectionPoolEntry) -> None:
-        names = {"_shared": shared, "_user": user, "_record": record, "_part": None, "_over": False}
+        names = {"_shared": shared, "_user": user, "_record": record, "_part": None, "_in_use": False, "_over": False}
         self.__dict__.update(names)
 
     def cursor(self, *arguments: Any, **keywords: Any) -> JoinedCursor:
         return JoinedCursor(self, arguments, keywords)
 
     def commit(self) -> None:
-        if self._part is not None:
+        if self._in_use:
             self._call(self._keep)
+            self.__dict__["_in_use"] = False
 
     def rollback(self) -> None:
-        if self._part is not None and not self._over:
+        if self._in_use and not self._over:
             self._call(self._undo)
+            self.__dict__["_in_use"] = False
 
     def close(self) -> None:
         """Give the sandbox's connection to the next unit; what was not committed is rolled back."""
         if self._over:
             return
         self.__dict__["_over"] = True
-        if self._part is None:
-            self._shared.give_back(self._user)
+        if self._in_use:  # also by a statement that was cancelled, and still runs where the connection lives
+            self._shared.undo_and_give_back(self._undo_dropped, self._user)
         else:
-            self._shared.undo_and_give_back(self._part, self._user)
+            self._shared.give_back(self._user)
 
     terminate = close
 
@@ -64,6 +66,8 @@ class JoinedConnection:
     def driver_connection(self) -> Any:
         """The driver's own, for what SQLAlchemy has no words for, such as COPY."""
         raw = self._shared.raw
+        if self._over:
+            raise self._shared.over()
         if self._shared.home is None:
             return raw
         return DriverConnection(raw.driver_connection, self._run_joined)
@@ -97,6 +101,7 @@ class JoinedConnection:
     async def _run_joined(self, work: Callable[[], Any]) -> Any:
         if self._over:
             raise self._shared.over()
+        self.__dict__["_in_use"] = True
 
         async def joined() -> Any:
             await greenlet_spawn(self._join)
@@ -112,6 +117,8 @@ class JoinedConnection:
         return self._shared.call(function, *arguments)
 
     def _join(self) -> None:
+        if self._over:
+            raise self._shared.over()
         if self._part is None:
             self.__dict__["_part"] = run_now(self._shared.part_of().begin_part())
 
@@ -124,6 +131,9 @@ class JoinedConnection:
         part, self.__dict__["_part"] = self._part, None
         if part is not None:
             run_now(self._shared.part_of().undo_part(part))
+
+    async def _undo_dropped(self) -> None:
+        self._undo()
 
     def _execute(self, cursor: JoinedCursor, method: str, statement: Any, *arguments: Any) -> Any:
         word = control_word(statement)
@@ -169,6 +179,7 @@ class JoinedCursor:
 
     def _run(self, method: str, statement: Any, *arguments: Any) -> Any:
         connection = self._connection
+        connection.__dict__["_in_use"] = True
         return connection._call(connection._execute, self, method, statement, *arguments)
 
     def __iter__(self) -> Iterator[Any]:

@@ -41,7 +41,9 @@ class Home:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run this there, to its end, also when the caller is cancelled."""
-        return await asyncio.shield(asyncio.wrap_future(self.submit(work)))
+        outcome = asyncio.wrap_future(self.submit(work))
+        outcome.add_done_callback(_heard)
+        return await asyncio.shield(outcome)
 
     def is_here(self) -> bool:
         return self._loop is not None and asyncio._get_running_loop() is self._loop
@@ -81,6 +83,12 @@ async def _ended() -> None:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
     await loop.shutdown_asyncgens()
+
+
+def _heard(outcome: asyncio.Future[Any]) -> None:
+    """A failure that a cancelled caller does not wait for is no news."""
+    if not outcome.cancelled():
+        outcome.exception()
 
 
 def finished(work: Callable[[], T]) -> Future[T]:

@@ -125,6 +125,7 @@ class JoinedLink:
         self._shared = shared
         self._user = user
         self._part: str | None = None
+        self._in_use = False
         self._over = False
 
     async def begin(self, may_write: bool) -> None:
@@ -144,9 +145,11 @@ class JoinedLink:
 
     async def commit(self) -> None:
         await self._run(self._keep)
+        self._in_use = False
 
     async def rollback(self) -> None:
         await self._run(self._undo)
+        self._in_use = False
 
     async def release(self) -> None:
         self._give_back()
@@ -161,19 +164,22 @@ class JoinedLink:
         if self._over:
             return
         self._over = True
-        if self._part is None:
-            self._shared.give_back(self._user)
+        if self._in_use:  # also by a statement that was cancelled, and still runs where the connection lives
+            self._shared.undo_and_give_back(self._undo, self._user)
         else:
-            self._shared.undo_and_give_back(self._part, self._user)
+            self._shared.give_back(self._user)
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         if self._over:
             raise self._shared.over()
+        self._in_use = True
         return await self._shared.run(work)
 
     # Where the connection lives.
 
     async def _begin(self) -> None:
+        if self._over:
+            raise self._shared.over()
         if self._part is None:
             self._part = await self._shared.part_of().begin_part()
 

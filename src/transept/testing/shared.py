@@ -122,12 +122,8 @@ class Shared:
         if self.turnstile is not None:
             self.turnstile.give_back(user)
 
-    def undo_and_give_back(self, part: str, user: User) -> None:
-        """For one that was dropped, wherever and in whatever state. Waits for nothing that it need not wait for."""
-
-        async def undo() -> None:
-            if self.outer is not None:
-                await self.outer.undo_part(part)
+    def undo_and_give_back(self, undo: Callable[[], Coroutine[Any, Any, None]], user: User) -> None:
+        """For one that was dropped, wherever and in whatever state: after what is under way for it has ended."""
 
         def ended(done: Future[None]) -> None:
             done.exception()  # if it failed, the outer transaction knows that it is lost
