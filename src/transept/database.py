@@ -286,9 +286,8 @@ class Registry:
         return database
 
     def _default(self) -> Database:
-        databases = list(self._by_key.values())
-        if len(databases) == 1 or (databases and self._first_is_default):
-            return databases[0]
+        if len(self._by_key) == 1 or (self._by_key and self._first_is_default):
+            return next(iter(self._by_key.values()))
         if "default" in self._by_key:
             return self._by_key["default"]
         raise ImproperConfigurationError(f"No database is called 'default', so a key is needed: {self._names()}.")

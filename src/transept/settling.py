@@ -33,7 +33,7 @@ class Host(Protocol):
     @property
     def blocking(self) -> bool: ...
 
-    async def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> T:
+    def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Run I/O of a database of this colour where it may run."""
         ...
 
@@ -48,10 +48,13 @@ class Host(Protocol):
 
 @dataclass(slots=True)
 class Settled:
-    """What one settling did. `forgotten`: keys of manual databases whose uncommitted work was rolled back."""
+    """What one settling did. `forgotten`: keys of manual databases whose uncommitted work was rolled back.
+
+    `kept`: whether the unit as a whole was, for the hooks; None while nobody has asked for the vote.
+    """
 
     forgotten: list[str] = field(default_factory=list)
-    kept: bool = True
+    kept: bool | None = None
 
 
 @dataclass(slots=True)
@@ -83,11 +86,13 @@ class Settling:
 
     async def run(self, busy: list[Part]) -> tuple[Settled, bool]:
         """End the transactions of those that are busy; what was settled, and whether anything was spared."""
-        for part in busy:
-            if part not in self.held:
-                await self.host.leaf(part[0].blocking, part[1].hold())
-                self.held.append(part)
-        parts = [part for part in self.held if part[1].in_transaction()]
+        parts = busy
+        if len(self.held) < len(busy):
+            for part in busy:
+                if part not in self.held:
+                    await self.host.leaf(part[0].blocking, part[1].hold())
+                    self.held.append(part)
+            parts = [part for part in busy if part[1].in_transaction()]
         try:
             wanted = [part for part in parts if not self.spare(*part)]
         except Exception:
@@ -97,15 +102,17 @@ class Settling:
 
     async def end(self, parts: list[Part], *, keep: bool = True) -> Settled:
         """The blocking ones all in one thread when there are no others."""
-        kept = [part for part in parts if keep and not self.cancelled and self.keeps(part[0])]
-        if parts and not self.host.blocking and all(database.blocking for database, _ in parts):
+        kept = [part for part in parts if self.keeps(part[0])] if keep and not self.cancelled else []
+        if parts and parts[0][0].blocking and not self.host.blocking and all(one.blocking for one, _ in parts):
             return await self.host.leaf(True, self._commit_or_roll_back(parts, kept, _direct))
         return await self._commit_or_roll_back(parts, kept, self.host.leaf)
 
     async def _commit_or_roll_back(self, parts: list[Part], keep: list[Part], leaf: Leaf[Any]) -> Settled:
-        drop = [part for part in parts if part not in keep]
-        forgotten = [db.key for db, handle in drop if db.policy.manual and handle.wrote()]
-        settled = Settled(forgotten, self.vote(drop))
+        drop = [part for part in parts if part not in keep] if len(keep) < len(parts) else []
+        settled = Settled()
+        if drop or self.hooks:
+            settled.forgotten = [db.key for db, handle in drop if db.policy.manual and handle.wrote()]
+            settled.kept = self.vote(drop)
         committed: list[str] = []
         database: Database | None = None
         try:
@@ -131,12 +138,13 @@ class Settling:
             if database is not None and not isinstance(error, (CommitInDoubt, PartlyCommitted)):
                 error.add_note(f"transept: {self.name}: database {failed!r} did not commit; all was rolled back.")
             raise
-        settled.kept = settled.kept and not (self.cancelled and not committed)
+        if self.cancelled and not committed:
+            settled.kept = False
         return settled
 
 
-async def _direct(blocking: bool, work: Coroutine[Any, Any, T]) -> T:
-    return await work
+def _direct(blocking: bool, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+    return work
 
 
 async def _roll_back(part: Part, error: BaseException | None, leaf: Leaf[Any]) -> None:

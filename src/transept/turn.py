@@ -46,9 +46,10 @@ class TaskTurn:
     def take(self) -> asyncio.Future[None] | None:
         """Take the turn. A future that comes back means: the gate settles; await it, then try again."""
         me = asyncio.current_task()
-        if self.over():
+        user = self._user
+        if self.ended is not None and user is not me:
             raise OutsideScope(ENDED.format(self.ended))
-        if self._user is me or (self._user is None and not self.wanted):
+        if user is me or (user is None and not self.wanted):
             self._user = me
             self.depth += 1
             return None
@@ -60,7 +61,8 @@ class TaskTurn:
         self.depth -= 1
         if not self.depth:
             self._user = None
-            self._wake()
+            if self._waiters:
+                self._wake()
 
     def hold_now(self) -> bool:
         """Take the turn for settling, unless a statement is under way."""

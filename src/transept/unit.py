@@ -200,7 +200,10 @@ class Unit:
 
     def busy(self) -> bool:
         """Whether any database has something to settle."""
-        return any(handle.in_transaction() for handle in self._handles.values())
+        for handle in self._handles.values():  # noqa: SIM110 - a generator is dearer, and each request asks twice
+            if handle.in_transaction():
+                return True
+        return False
 
     def handles(self) -> list[Part]:
         return list(self._handles.items())
@@ -216,30 +219,45 @@ class Unit:
             Exception: the error of the database that could not be kept; all others are rolled back.
             PartlyCommitted: an earlier one was kept already.
         """
-        if not (self.busy() or self.hooks):
+        busy = self._busy_parts()
+        if not (busy or self.hooks):
             return Settled()
         if self.before_commit is not None and self._doomed is None:
             await self._ask_before_commit(keeps, spare or _none)
+            busy = self._busy_parts()
         settling = self._settling(keeps, spare or _none)
-        busy = self._busy_parts()
         settling.hold_now(busy)  # those in use are waited for behind the shield
         return await self.host.shielded(self._settle(settling, busy, last), settling.cancel)
 
     async def finish(self, keeps: Keeps) -> Settled:
         """The last settling, and the end of every session."""
+        if self.end_idle():
+            return Settled()
         try:
             return await self.settle(keeps, last=True)
         finally:
             await self.close()
 
+    def end_idle(self) -> bool:
+        """End every session if there is nothing to settle; whether there was nothing."""
+        if self.hooks or self.busy():
+            return False
+        self._end()
+        self._forget()
+        return True
+
     async def close(self) -> None:
         """End every session, and roll back what is open."""
         self._end()
         try:
-            await self.settle(_never)
+            if self.hooks or self.busy():
+                await self.settle(_never)
         finally:
-            for handle in self._handles.values():
-                handle.forget()
+            self._forget()
+
+    def _forget(self) -> None:
+        for handle in self._handles.values():
+            handle.forget()
 
     def _end(self) -> None:
         self._ended = True
@@ -259,10 +277,17 @@ class Unit:
 
     async def enter_block(self, block: Block, leaf: Leaf[Any] | None = None) -> None:
         """Set a savepoint on every database in use, or on the block's."""
+        parts = self._concerned(block)
         try:
-            await block.begin(self._concerned(block), leaf or self.host.leaf)
-        except BaseException:
+            if leaf is not None:
+                await block.begin(parts, leaf)
+            else:
+                await self.host.shielded(block.begin(parts, self.host.leaf))
+        except BaseException as error:
+            begun = [part for part in parts if part[0] in block.savepoints]
             self.blocks.remove(block)
+            if begun and leaf is None:  # a cancellation: it never was inside
+                await self.host.shielded(self._undo(block, begun, error, self.host.leaf))
             raise
 
     async def leave_block(self, block: Block, error: BaseException | None, leaf: Leaf[Any] | None = None) -> None:
@@ -284,10 +309,10 @@ class Unit:
             try:
                 await block.keep(parts, leaf)
             except BaseException as failure:
-                await self._undo(block, failure, leaf)
+                await self._undo(block, parts, failure, leaf)
                 raise
         else:
-            await self._undo(block, error, leaf)
+            await self._undo(block, parts, error, leaf)
 
     # How.
 
@@ -392,12 +417,14 @@ class Unit:
             raise
         settling.release()
         self._forget_failed_block()
-        if not spared and await self._run_hooks(settled.kept):
-            await self._settle_work_of_hooks(settling)
+        if self.hooks and not spared:
+            kept = settling.vote([]) if settled.kept is None else settled.kept
+            if await self._run_hooks(kept):
+                await self._settle_work_of_hooks(settling)
         return settled
 
     def _forget_failed_block(self) -> None:
-        if not self.busy():
+        if self.hooks.failed_block is not None and not self.busy():
             self.hooks.failed_block = None
 
     def _vote(self, dropped: list[Part], keeps: Keeps) -> bool:
@@ -414,10 +441,10 @@ class Unit:
                 votes.append(ended)
         return all(votes) if votes else keeps(None)
 
-    async def _undo(self, block: Block, error: BaseException, leaf: Leaf[Any]) -> None:
-        could_not = await block.undo(self._concerned(block), self.hooks, error, leaf)
+    async def _undo(self, block: Block, parts: list[Part], error: BaseException, leaf: Leaf[Any]) -> None:
+        could_not = await block.undo(parts, self.hooks, error, leaf)
         if could_not is not None:
-            self.doom(could_not)
+            self.hooks.failed_block = could_not
 
     async def _run_hooks(self, committed: bool) -> bool:
         ran = False

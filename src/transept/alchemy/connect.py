@@ -169,7 +169,7 @@ class DBConnect(DatabaseSettings):
         await self.close()
 
     def _handle(self, session: AsyncSession, hooks: Hooks, reads_only: bool) -> AsyncHandle:
-        seat = Seat(self.key, TaskTurn(), hooks, reads_only=reads_only, route=self._route(hooks))
+        seat = Seat(self.key, TaskTurn(), hooks, route=self._route(hooks))
         return AsyncHandle(session, seat)
 
     def _host(self, name: str) -> Host:

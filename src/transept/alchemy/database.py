@@ -20,7 +20,7 @@ from sqlalchemy.util import await_only
 from transept._loops import PerLoop
 from transept.alchemy.engine import is_memory, keeper_of, make_engine, shared_memory
 from transept.alchemy.handle import AsyncHandle, BlockingHandle
-from transept.alchemy.session import Seat
+from transept.alchemy.session import Seat, new_guarded
 from transept.config import (
     AsyncSessionConfig,
     DatabaseSettings,
@@ -55,6 +55,7 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
         super().__post_init__()
         self._check_settings()
         self._url = self._checked_url()
+        self._is_sqlite = self._url is not None and self._url.get_backend_name() == "sqlite"
         self._created = False
         self._keeper: finalize[Any, Any] | None = None
 
@@ -147,6 +148,10 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
     def give_up(self, handle: Any) -> Any:
         return handle.give_up()
 
+    def _may_write(self, reads_only: bool) -> bool | None:
+        """For how SQLite begins; None where the engine does not listen to it."""
+        return not reads_only if self._is_sqlite else None
+
     def _forget_tables(self) -> None:
         """They are made again at the next start. In a sandbox they stay: its open transaction would be in the way."""
         if self._source is not None:
@@ -211,7 +216,9 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
     def adopt(self, session: Session, hooks: Hooks, reads_only: bool) -> BlockingHandle:
         first_use = self._prepare if self.create_all and not self._created else None
         route = self._route(hooks)
-        seat = Seat(self.key, ThreadTurn(), hooks, reads_only=reads_only, first_use=first_use, route=route)
+        seat = Seat(
+            self.key, ThreadTurn(), hooks, may_write=self._may_write(reads_only), first_use=first_use, route=route
+        )
         return BlockingHandle(session, seat)
 
     async def start(self) -> None:
@@ -280,12 +287,14 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
         return self.session_maker or self._made.get()[1]
 
     def open(self, hooks: Hooks, reads_only: bool) -> AsyncHandle:
-        return self.adopt(self.create_session_maker()(), hooks, reads_only)
+        return self.adopt(new_guarded(self.create_session_maker()), hooks, reads_only)
 
     def adopt(self, session: AsyncSession, hooks: Hooks, reads_only: bool) -> AsyncHandle:
         first_use = self._prepare_in_greenlet if self.create_all and not self._created else None
         route = self._route(hooks)
-        seat = Seat(self.key, TaskTurn(), hooks, reads_only=reads_only, first_use=first_use, route=route)
+        seat = Seat(
+            self.key, TaskTurn(), hooks, may_write=self._may_write(reads_only), first_use=first_use, route=route
+        )
         return AsyncHandle(session, seat)
 
     async def start(self) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import greenlet_spawn
 
-from transept.alchemy.session import Seat, guard, unguard
+from transept.alchemy.session import Seat, guard, is_clean, unguard
 from transept.alchemy.truth import in_doubt
 from transept.errors import CommitInDoubt, PartlyCommitted
 
@@ -81,7 +81,9 @@ class AlchemyHandle:
         self._seat.turn.ended = owner
 
     def forget(self) -> None:
-        self._session.expunge_all()
+        session = self._session
+        if len(session.identity_map) or not is_clean(session):
+            session.expunge_all()
         if self._seat.turn.ended is not None and self.when_over is not None:
             when_over, self.when_over = self.when_over, None
             when_over()
@@ -96,8 +98,8 @@ class AlchemyHandle:
         finally:
             turn.park()
 
-    async def _hop(self, work: Callable[[], T]) -> T:
-        return work()
+    def _hop(self, work: Callable[[], T]) -> Awaitable[T]:
+        return _done(work)
 
     def _commit(self) -> None:
         """Objects keep what they have read: a body that streams them, a hook or a background task may still need it."""
@@ -169,11 +171,19 @@ class AsyncHandle(AlchemyHandle):
     def session(self) -> AsyncSession:
         return self._async_session
 
+    async def check(self) -> None:
+        """Without the hop where there is nothing to wait for: nothing to flush, to close, or to ask the server."""
+        if not (is_clean(self._session) and self._seat.sure()):
+            await super().check()
+
     def give_up(self) -> AsyncSession:
         """The session as it was before; the handle is of no use any more."""
         unguard(self._session)
         return self._async_session
 
-    async def _hop(self, work: Callable[[], T]) -> T:
-        result: T = await greenlet_spawn(work)
-        return result
+    def _hop(self, work: Callable[[], T]) -> Awaitable[T]:
+        return greenlet_spawn(work)
+
+
+async def _done(work: Callable[[], T]) -> T:
+    return work()

@@ -22,9 +22,10 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["began", "in_doubt", "joined", "watch", "why_gone"]
+__all__ = ["began", "in_doubt", "joined", "may_be_gone", "watch", "why_gone"]
 
 MARK = "transept_error"
+KNOW_THEMSELVES = frozenset({"psycopg", "psycopg_async", "psycopg2", "psycopg2cffi"})
 IN_ERROR = 3  # libpq's PQTRANS_INERROR, in psycopg and psycopg2
 
 # Server errors that end the whole transaction. 1213 deadlock (and Galera's certification failure), 1614 its XA kin,
@@ -49,11 +50,13 @@ class Mark:
 
 
 def watch(engine: Engine) -> None:
-    """Note the errors of this engine's transactions. Listens only; changes nothing."""
+    """Note the errors of this engine's transactions. Listens only; changes nothing.
+
+    To errors only: a listener to anything else of an engine makes each statement, BEGIN and COMMIT of it dearer.
+    """
     if engine not in _watched:
         _watched.add(engine)
         event.listen(engine, "handle_error", _note_error)
-        event.listen(engine, "rollback_savepoint", _note_undone)
 
 
 def began(connection: Connection) -> None:
@@ -72,8 +75,15 @@ def joined(connection: Connection) -> None:
         connection.info.setdefault(MARK, Mark("before its session was put here"))
 
 
+def may_be_gone(connection: Connection) -> bool:
+    """Whether `why_gone` has anything to look at. No I/O."""
+    return connection.invalidated or connection.dialect.driver in KNOW_THEMSELVES or MARK in connection.info
+
+
 def why_gone(connection: Connection) -> str | None:
     """Why COMMIT would not keep this connection's transaction; None when it would. Asks the server only if it must."""
+    if not may_be_gone(connection):
+        return None
     if connection.invalidated:
         return "the connection was lost"
     mark: Mark | None = connection.info.get(MARK)
@@ -148,6 +158,7 @@ def _note_error(context: ExceptionContext) -> None:
     earlier = connection.info.get(MARK)
     if earlier is None or not earlier.ended:
         connection.info[MARK] = mark
+        event.listen(connection, "rollback_savepoint", _note_undone)
 
 
 def _begin_really(connection: Connection, name: str) -> None:

@@ -57,11 +57,11 @@ def at_start(status: int) -> Callable[[Database, Handle], bool]:
 
 def report(unit: Unit, settled: Settled, status: int) -> bool:
     """Warn when the client is told of a success whose work was not kept; returns whether it did."""
-    if not SUCCESS.keeps(status):
+    if (unit.doomed is None and not settled.forgotten) or not SUCCESS.keeps(status):
         return False
     if unit.doomed is not None:
         logger.warning("%s answers %d, but its work was rolled back: %s.", unit.name, status, unit.doomed)
-    elif settled.forgotten:
+    else:
         logger.warning(
             "%s answers %d, but its work on %s was rolled back: nothing committed it, and commit_mode is 'manual'. "
             "Call commit() on the session, or use commit_mode='autocommit'.",
@@ -69,8 +69,6 @@ def report(unit: Unit, settled: Settled, status: int) -> bool:
             status,
             ", ".join(map(repr, settled.forgotten)),
         )
-    else:
-        return False
     return True
 
 

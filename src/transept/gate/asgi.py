@@ -252,16 +252,16 @@ class _Request(UnitScope):
                 self.parting = asyncio.ensure_future(unit.close())
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Where no session was asked for, nothing waits: the message is the server's at once."""
-        if self.unit is None and not self.held:
+        """Where nothing is to be settled, nothing waits: the message is the server's at once."""
+        if not self.held:
             phase = self.phase
-            if phase is OPEN:
-                if message["type"] == "http.response.start":
-                    self.phase = STARTED
-                    self.started = message
+            if phase is STARTED:
+                if self.is_final(message, message["type"]) and (self.unit is None or self.unit.end_idle()):
+                    self.unit, self.phase = None, AFTER
                     return self.send_to(message)
-            elif phase is STARTED and self.is_final(message, message["type"]):
-                self.phase = AFTER
+            elif phase is OPEN and self.unit is None and message["type"] == "http.response.start":
+                self.phase = STARTED
+                self.started = message
                 return self.send_to(message)
         return self.send_settled(message)
 
