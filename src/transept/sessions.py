@@ -126,7 +126,7 @@ class atomic_db_session(Generic[S]):  # noqa: N801 - reads as the function that 
             await self._end_what_is_open(unit, database)
         block = unit.new_block(database=database)
         if self._nested:
-            await unit.host.shielded(unit.enter_block(block))
+            await unit.enter_block(block)
         self._entered = (unit, database, block)
         return session
 

@@ -479,6 +479,7 @@ def make(host: str) -> Any:
         ({"host": 5}, ("host", "5")),
         ({"commit_mode": "autocomit"}, ("commit_mode", "'autocomit'", "'autocommit'")),
         ({"bind_key": ""}, ("bind_key", "''")),
+        ({"comit_mode": "manual"}, ("DBConnect", "'comit_mode'", "'commit_mode'")),
         ({"extra_commit_statuses": {404}, "extra_rollback_statuses": {404}}, ("extra_commit_statuses", "404")),
         ({"extra_commit_statuses": {20}}, ("extra_commit_statuses", "20")),
     ],

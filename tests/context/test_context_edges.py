@@ -1,0 +1,261 @@
+"""Blocks at their worst: cancelled, interleaved, ended by the server, around a response or inside one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from fastapi import Depends, FastAPI, HTTPException
+from held import COUNT, File, Postgres, calling, insert, post, served, websocket
+from servers.proxy import FaultProxy
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from starlette.applications import Starlette
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import WebSocketRoute
+
+from transept import (
+    ASGIHTTPDBSessionMiddleware,
+    atomic_db_session,
+    commit_db_session,
+    db_session,
+    is_context_initiated,
+    transaction,
+    unit_of_work,
+)
+from transept.extensions.fastapi import add_fastapi_http_db_session_middleware
+
+pytestmark = pytest.mark.anyio
+
+BLOCKS: list[Any] = [
+    lambda database: atomic_db_session(database),
+    lambda database: transaction(),
+    lambda database: transaction("nested"),
+]
+NAMES = ["atomic", "required", "nested"]
+
+
+class Boom(Exception):
+    pass
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Parent(Base):
+    __tablename__ = "parent"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+async def write(database: Any, v: int) -> None:
+    await (await db_session(database)).execute(insert(v))
+
+
+# In a body
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=NAMES)
+async def test_a_block_around_the_chunks_of_a_body_is_kept_as_a_whole_or_not_at_all(pg: Postgres, block: Any) -> None:
+    database = pg.dbconnect()
+
+    async def work() -> Response:
+        async def stream() -> AsyncIterator[bytes]:
+            async with block(database):
+                await write(database, 1)
+                yield b"a"
+                await write(database, 2)
+                yield b"b"
+                if fails:
+                    raise Boom
+
+        return StreamingResponse(stream())
+
+    fails = True
+    with suppress(Boom):
+        async with calling(served(work), raises=True) as client:
+            await client.get("/")
+    assert (pg.held(), pg.out_of_pools()) == ([], 0)
+    fails = False
+    assert ((await post(served(work))).text, pg.held()) == ("ab", [1, 2])
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=NAMES)
+async def test_a_block_in_a_websocket_is_kept_as_a_whole_or_not_at_all(pg: Postgres, block: Any) -> None:
+    database = pg.dbconnect()
+
+    async def socket(websocket: Any) -> None:
+        await websocket.accept()
+        with suppress(Boom):
+            async with block(database):
+                await write(database, 1)
+                await websocket.send_json(1)
+                v = await websocket.receive_json()
+                await write(database, v)
+                if v == 3:
+                    raise Boom
+
+    app = ASGIHTTPDBSessionMiddleware(Starlette(routes=[WebSocketRoute("/", socket)]))
+    with suppress(Exception):  # CommitFailed where the error was swallowed
+        await websocket(app, 3)
+    assert (pg.held(), pg.out_of_pools()) == ([], 0)
+    await websocket(app, 2)
+    assert pg.held() == [1, 2]
+
+
+# Around a response
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=NAMES)
+async def test_a_block_in_a_dependency_around_the_endpoint(pg: Postgres, block: Any) -> None:
+    database = pg.dbconnect()
+    app = FastAPI()
+    add_fastapi_http_db_session_middleware(app)
+
+    async def around() -> AsyncIterator[None]:
+        async with block(database):
+            yield
+
+    @app.post("/", status_code=201, dependencies=[Depends(around)])
+    async def endpoint(status: int) -> None:
+        await write(database, status)
+        if status == 500:
+            raise Boom
+        if status != 201:
+            raise HTTPException(status)
+
+    async with calling(app) as client:
+        for status in (201, 404, 500):
+            assert (await client.post(f"/?status={status}")).status_code == status
+            assert (pg.held(), pg.out_of_pools()) == ([201], 0)
+
+
+# Ended by the server
+
+
+async def test_a_nested_block_whose_transaction_the_server_ended_is_no_success(file: File) -> None:
+    database = file.config()
+
+    async def work() -> None:
+        await write(database, 1)
+        with suppress(DBAPIError):
+            async with transaction("nested"):
+                session = await db_session(database)
+                await session.execute(text("INSERT INTO parent VALUES (1)"))
+                await session.execute(text("INSERT OR ROLLBACK INTO parent VALUES (1)"))
+        await write(database, 2)
+
+    assert (await post(served(work))).status_code == 500
+    assert file.held() == []
+
+
+@pytest.mark.parametrize("block", [BLOCKS[0], BLOCKS[2]], ids=["atomic", "nested"])
+async def test_a_nested_block_that_cannot_be_undone_is_no_success(pg: Postgres, block: Any) -> None:
+    """The app committed its session by hand, so the savepoint is gone."""
+    database = pg.dbconnect()
+
+    async def work() -> None:
+        async with atomic_db_session(database) as session:
+            await session.execute(insert(1))
+            with suppress(Boom):
+                async with block(database):
+                    await session.execute(insert(2))
+                    await session.commit()
+                    await session.execute(insert(3))
+                    raise Boom
+            await session.execute(insert(4))
+
+    assert (await post(served(work))).status_code == 500
+    assert pg.held() == [1, 2]
+
+
+async def test_nested_blocks_of_two_tasks_that_interleave_tell_no_lie(pg: Postgres) -> None:
+    database = pg.dbconnect()
+    steps = [asyncio.Event() for _ in range(3)]
+
+    async def first() -> None:
+        async with transaction("nested"):
+            await write(database, 1)
+            steps[0].set()
+            await steps[1].wait()
+        steps[2].set()
+
+    async def second() -> None:
+        await steps[0].wait()
+        async with transaction("nested"):
+            await write(database, 2)
+            steps[1].set()
+            await steps[2].wait()
+            raise Boom
+
+    async def work() -> None:
+        await write(database, 0)
+        await asyncio.gather(first(), second(), return_exceptions=True)
+
+    response = await post(served(work))
+    assert (response.status_code, pg.held()) in ((201, [0, 1]), (500, []))
+
+
+# Cancelled while they begin
+
+
+@pytest.mark.parametrize("block", [BLOCKS[0], BLOCKS[2]], ids=["atomic", "nested"])
+async def test_a_block_that_was_cancelled_while_it_began_is_not_open(pg: Postgres, block: Any) -> None:
+    with FaultProxy(pg.server.host, pg.server.port) as proxy:
+        database = pg.dbconnect(port=proxy.port)
+
+        async def work() -> Response:
+            with suppress(Boom):
+                async with atomic_db_session(database) as session:
+                    await session.execute(insert(1))
+                    session.add(Parent(id=1))  # is flushed before the savepoint
+                    proxy.on(b"INSERT INTO parent", "hold")
+                    asyncio.get_running_loop().call_later(0.4, lambda: (proxy.clear(), proxy.release()))
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.1), block(database):
+                            raise AssertionError("not reached")
+                    raise Boom
+            await session.execute(insert(2))
+            await commit_db_session(database)
+            return Response(status_code=400)
+
+        assert (await post(served(work))).status_code == 400
+        assert (pg.held(), pg.out_of_pools()) == ([2], 0)
+        await database.close()
+
+
+# In another context than it was entered in
+
+
+async def test_a_block_may_be_left_in_another_context(pg: Postgres) -> None:
+    """As asynchronous generators and fixtures are."""
+    database = pg.dbconnect()
+
+    async def fixture() -> AsyncIterator[None]:
+        async with unit_of_work():
+            await write(database, 1)
+            yield
+
+    generator = fixture()
+    await asyncio.create_task(anext(generator))  # type: ignore[arg-type]
+    assert not is_context_initiated()
+    with suppress(StopAsyncIteration):
+        await anext(generator)
+    assert (pg.held(), is_context_initiated()) == ([1], False)
+
+
+async def test_the_connection_is_not_held_while_a_block_has_done_nothing(pg: Postgres) -> None:
+    database = pg.dbconnect(pool_size=1)
+
+    async def work() -> None:
+        async with transaction(), transaction("nested"), atomic_db_session(database) as session:
+            async with database.get_engine().connect() as other:
+                await other.execute(COUNT)
+            await session.execute(insert(1))
+
+    assert (await post(served(work))).status_code == 201
+    assert pg.held() == [1]
