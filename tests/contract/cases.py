@@ -1235,7 +1235,7 @@ async def first_requests_that_race_each_other_prepare_the_database_once(world: W
     assert [one.status for one in told] == [201] * 5
 
 
-@case("L8", "async")
+@case("L8", "async", lacks=("app_engine",))
 async def requests_that_read_and_then_write_do_not_fail_each_other(world: World) -> None:
     async def handler(ctx: Context) -> Answer:
         count = await ctx.value("SELECT count(*) FROM held")

@@ -16,7 +16,7 @@ from transept._sqlite import MAY_WRITE, begin_statement, memory_name, prepare
 from transept.errors import PoolBusyOnLoop
 from transept.turn import on_loop
 
-__all__ = ["is_memory", "keeper_of", "make_engine", "shared_memory"]
+__all__ = ["end_dropped_transactions", "is_memory", "keeper_of", "make_engine", "shared_memory"]
 
 E = TypeVar("E", Engine, AsyncEngine)
 
@@ -84,14 +84,20 @@ def _prepare_sqlite(engine: Engine) -> None:
     def begun(connection: Connection) -> None:
         connection.exec_driver_sql(begin_statement(MAY_WRITE.get()))
 
-    def dropped(connection: Any, record: Any, error: Any) -> None:
-        """aiosqlite would finish the statement and then close, and its open cursor would keep the lock."""
-        raw = getattr(connection.driver_connection, "_connection", None)
-        if isinstance(raw, sqlite3.Connection):
-            raw.interrupt()
-            raw.rollback()
-
     event.listen(engine, "connect", connected)
-    if engine.dialect.is_async:
-        event.listen(engine, "invalidate", dropped)
     event.listen(engine, "begin", begun)
+    end_dropped_transactions(engine)
+
+
+def end_dropped_transactions(engine: Engine) -> None:
+    """Let a connection that is dropped, such as after a cancellation, keep no lock. Not for blocking engines."""
+    if engine.dialect.name == "sqlite" and engine.dialect.is_async:
+        event.listen(engine, "invalidate", _dropped)
+
+
+def _dropped(connection: Any, record: Any, error: Any) -> None:
+    """aiosqlite would finish the statement and then close, and its open cursor would keep the lock."""
+    raw = getattr(connection.driver_connection, "_connection", None)
+    if isinstance(raw, sqlite3.Connection):
+        raw.interrupt()
+        raw.rollback()

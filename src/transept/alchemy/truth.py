@@ -22,6 +22,8 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
+from transept.alchemy.engine import end_dropped_transactions
+
 __all__ = ["began", "in_doubt", "joined", "may_be_gone", "watch", "why_gone"]
 
 MARK = "transept_error"
@@ -50,13 +52,14 @@ class Mark:
 
 
 def watch(engine: Engine) -> None:
-    """Note the errors of this engine's transactions. Listens only; changes nothing.
+    """Note the errors of this engine's transactions. Listens only; changes nothing but connections that are dropped.
 
-    To errors only: a listener to anything else of an engine makes each statement, BEGIN and COMMIT of it dearer.
+    A listener to anything else of an engine would make each statement, BEGIN and COMMIT of it dearer.
     """
     if engine not in _watched:
         _watched.add(engine)
         event.listen(engine, "handle_error", _note_error)
+        end_dropped_transactions(engine)
 
 
 def began(connection: Connection) -> None:

@@ -12,7 +12,7 @@ class Family(Protocol):
     """What a case needs of a family. Awaitables of a blocking family never suspend.
 
     `can` holds what its sessions offer to cases: ``nested`` (`begin_nested`), ``cursor`` (a server-side cursor),
-    ``create_all`` (makes its tables at first use).
+    ``create_all`` (makes its tables at first use), ``app_engine`` (the app's own engines, which begin as it likes).
     """
 
     name: str
