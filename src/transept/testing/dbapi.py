@@ -66,11 +66,7 @@ class JoinedConnection:
     def driver_connection(self) -> Any:
         """The driver's own, for what SQLAlchemy has no words for, such as COPY."""
         raw = self._shared.raw
-        if self._over:
-            raise self._shared.over()
-        if self._shared.home is None:
-            return raw
-        return DriverConnection(raw.driver_connection, self._run_joined)
+        return raw if self._shared.home is None else DriverConnection(raw and raw.driver_connection, self._run_joined)
 
     @property
     def _connection(self) -> Any:

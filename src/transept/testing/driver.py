@@ -20,6 +20,8 @@ class DriverConnection:
         self._run = run
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # what lies inside belongs to all
+            raise AttributeError(name)
         value = getattr(self._wrapped, name)
         if not inspect.isroutine(value):
             return self._given(value)

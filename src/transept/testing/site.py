@@ -6,12 +6,12 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from types import FrameType
 
 __all__ = ["call_site"]
 
-OURS = str(Path(__file__).parents[1])
+# Wherever these are installed: what lies between a line of the app's and a connection.
+LIBRARIES = {"anyio", "fastapi", "flask", "litestar", "sqlalchemy", "starlette", "transept", "werkzeug"}
 INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -19,14 +19,15 @@ def call_site() -> str:
     """``file:line in function`` of the innermost frame that belongs to no library; "" if there is none."""
     for frame in _frames():
         code = frame.f_code
-        if _is_own(code.co_filename):
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package not in LIBRARIES and _is_own(code.co_filename):
             return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
     return ""
 
 
 @cache
 def _is_own(filename: str) -> bool:
-    return not filename.startswith(("<", OURS, *INSTALLED))
+    return not filename.startswith(("<", *INSTALLED))
 
 
 def _frames() -> Iterator[FrameType]:
