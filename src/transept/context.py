@@ -70,6 +70,10 @@ class UnitScope:
         """What the unit is called in errors and logs."""
         raise NotImplementedError
 
+    def end(self) -> None:
+        """No other unit will come. A task may live on in this scope, and holds it: it holds no other."""
+        self.closed, self.unit, self.outer = True, None, None
+
     def open(self) -> Unit:
         """The unit of the moment.
 

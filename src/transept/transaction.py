@@ -167,7 +167,7 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
             if error is None and root.failed is not None:
                 raise CommitFailed(", ".join(database.key for database, _ in unit.handles()), root.failed)
         finally:
-            own.closed, own.unit = True, None
+            own.end()
             self._back_to_outer()
 
     def _back_to_outer(self) -> None:
@@ -258,7 +258,7 @@ def _entered(scope: NamedScope) -> Iterator[NamedScope]:
     try:
         yield scope
     finally:
-        scope.closed, scope.unit = True, None
+        scope.end()
         CURRENT.reset(token)
 
 

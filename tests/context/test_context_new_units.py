@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -34,6 +36,7 @@ from transept import (
     sync_db_session,
     transaction,
 )
+from transept.context import CURRENT
 from transept.extensions.fastapi import add_fastapi_http_db_session_middleware
 
 pytestmark = pytest.mark.anyio
@@ -411,3 +414,21 @@ async def test_more_units_than_connections_wait_for_each_other(pg: Postgres) -> 
         return int(await (await db_session(database)).scalar(COUNT))
 
     assert await asyncio.gather(*(run_in_new_ctx(reads) for _ in range(20))) == [0] * 20
+
+
+async def test_jobs_that_start_the_next_one_for_ever_hold_nothing_of_the_earlier_ones() -> None:
+    scopes: list[weakref.ref[Any]] = []
+    running: list[asyncio.Task[None]] = []
+    done = asyncio.Event()
+
+    async def job() -> None:
+        scopes.append(weakref.ref(CURRENT.get()))  # type: ignore[arg-type]
+        if len(scopes) == 100:
+            done.set()
+        else:
+            running[:] = [*running[-1:], asyncio.create_task(in_new_unit(job)())]
+
+    await in_new_unit(job)()
+    await done.wait()
+    gc.collect()
+    assert sum(scope() is not None for scope in scopes) < 5

@@ -55,7 +55,7 @@ async def reset_db_session_ctx(token: Token[UnitScope | None], with_close: bool 
             await close_all_sessions()
     finally:
         if scope is not None:
-            scope.closed = True
+            scope.end()
         CURRENT.reset(token)
 
 
