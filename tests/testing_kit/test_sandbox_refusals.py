@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from testing_kit.conftest import Cell, Use, cells
 
 from transept import OutsideScope, UsageError, new_non_ctx_session, run_in_new_ctx, transaction, unit_of_work
-from transept.alchemy import EngineConfig, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
+from transept.alchemy import EngineConfig, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig, SyncSessionConfig
 from transept.testing import NestedInSandbox, Sandbox, SandboxBusy, SandboxError, SandboxLeak, SandboxLost
 from transept.transaction import new_unit_of_work
 
@@ -344,6 +344,15 @@ def test_statements_that_are_kept_at_once_are_refused(postgres_cell):
         assert client.post("/serializable").status_code == 200
         assert asyncio.run(counted(sandbox, database)) == 1
     assert postgres_cell.engine.held() == []
+
+
+@pytest.mark.parametrize("cell", ["alchemy-sync-postgres-psycopg", "alchemy-sync-mariadb-pymysql"], indirect=True)
+def test_two_phase_sessions_are_refused(cell):
+    database = SQLAlchemySyncConfig(
+        connection_string=cell.engine.url(cell.driver), session_config=SyncSessionConfig(twophase=True)
+    )
+    with Sandbox(database), unit_of_work() as unit, pytest.raises(SandboxError, match="two-phase"):
+        unit.session(database).execute(INSERT)
 
 
 async def counted(sandbox: Sandbox, database) -> int:

@@ -81,6 +81,8 @@ class JoinedConnection:
     def __getattr__(self, name: str) -> Any:
         if self._over:
             raise self._shared.over()
+        if name.startswith("tpc_"):
+            refuse_two_phase()
         return getattr(self._shared.raw, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
