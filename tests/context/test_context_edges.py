@@ -11,7 +11,7 @@ import pytest
 from fastapi import Depends, FastAPI, HTTPException
 from held import COUNT, File, Postgres, calling, insert, post, served, websocket
 from servers.proxy import FaultProxy
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from starlette.applications import Starlette
@@ -20,13 +20,16 @@ from starlette.routing import WebSocketRoute
 
 from transept import (
     ASGIHTTPDBSessionMiddleware,
+    CommitFailed,
     atomic_db_session,
     commit_db_session,
     db_session,
     is_context_initiated,
+    sync_db_session,
     transaction,
     unit_of_work,
 )
+from transept.alchemy import SQLAlchemySyncConfig
 from transept.extensions.fastapi import add_fastapi_http_db_session_middleware
 
 pytestmark = pytest.mark.anyio
@@ -259,3 +262,88 @@ async def test_the_connection_is_not_held_while_a_block_has_done_nothing(pg: Pos
 
     assert (await post(served(work))).status_code == 201
     assert pg.held() == [1]
+
+
+# Several databases
+
+
+async def test_a_nested_block_over_two_databases_is_undone_on_both(pg: Postgres) -> None:
+    first, second = pg.dbconnect(), pg.dbconnect(bind_key="second")
+
+    async def work() -> None:
+        await write(first, 1)
+        with suppress(Boom):
+            async with transaction("nested"):
+                await write(first, 2)
+                await write(second, 3)  # used here first: undone as a whole
+                raise Boom
+        await write(second, 4)
+        with suppress(Boom):
+            async with transaction("nested"):
+                await write(first, 5)
+                await write(second, 6)
+                raise Boom
+        async with transaction("nested"):
+            await write(first, 7)
+            await write(second, 8)
+
+    assert (await post(served(work))).status_code == 201
+    assert pg.held() == [1, 4, 7, 8]
+
+
+async def test_an_error_in_a_required_block_fails_the_commit_of_every_database(pg: Postgres) -> None:
+    first, second = pg.dbconnect(), pg.dbconnect(bind_key="second")
+
+    async def work() -> None:
+        await write(first, 1)
+        await write(second, 2)
+        with suppress(Boom):
+            async with transaction():
+                await write(first, 3)
+                raise Boom
+        for database in (first, second):
+            with pytest.raises(CommitFailed):
+                await commit_db_session(database)
+        assert pg.out_of_pools() == 0
+        await write(first, 4)
+
+    assert (await post(served(work))).status_code == 201
+    assert pg.held() == [4]
+
+
+async def test_a_nested_block_that_one_database_refuses_tells_no_lie(pg: Postgres) -> None:
+    """The other one's savepoint may be released already, and then nothing is kept."""
+    first, second = pg.dbconnect(), pg.dbconnect(bind_key="second")
+
+    async def work() -> None:
+        await write(first, 1)
+        await write(second, 2)
+        with pytest.raises(CommitFailed, match="nonsense"):
+            async with transaction("nested"):
+                await write(first, 3)
+                await write(second, 4)
+                with suppress(DBAPIError):
+                    await (await db_session(second)).execute(text("SELECT nonsense"))
+
+    response = await post(served(work))
+    assert (response.status_code, pg.held()) in ((201, [1, 2]), (500, []))
+
+
+def test_a_savepoint_on_a_blocking_sqlite_engine_of_the_apps_own_commits_nothing(file: File) -> None:
+    engine = create_engine(file.url("pysqlite"))
+    database = SQLAlchemySyncConfig(engine_instance=engine)
+    with suppress(Boom), transaction():
+        session = sync_db_session(database)
+        session.execute(COUNT)
+        with transaction("nested"):
+            session.execute(insert(1))
+        with session.begin_nested():
+            session.execute(insert(2))
+        raise Boom
+    assert file.held() == []
+    with transaction():
+        sync_db_session(database).execute(COUNT)
+        with transaction("nested"):
+            sync_db_session(database).execute(insert(3))
+    assert file.held() == [3]
+    engine.dispose()
