@@ -59,24 +59,25 @@ def times_of(path: str, times: Times, contenders: Sequence[Contender]) -> list[R
 
     A comparison is made in each round, and the median of these is shown, with the quartiles.
     """
-    against = "bare" if path == "/nodb" else BY_HAND.name
-    heading = "µs over bare Starlette" if path == "/nodb" else "times as long as by hand"
-    rows = [[path, "µs a request", heading, "half of the rounds"]]
+    against, name = ("bare", "bare Starlette") if path == "/nodb" else (BY_HAND.name, "by hand")
+    rows = [[path, "µs a request", f"µs over {name}", "times as long", "half of the rounds"]]
     base = times.get((path, against))
     for one in contenders:
         measured = times.get((path, one.name))
         if measured is None:
             continue
-        row = [one.title, f"{median(measured):.1f}", "", ""]
+        row = [one.title, f"{median(measured):.1f}", "", "", ""]
         if base is not None and one.name != against:
-            compared = [
-                mine - other if path == "/nodb" else mine / other for mine, other in zip(measured, base, strict=True)
-            ]
-            form = "{:+.1f}" if path == "/nodb" else "x{:.2f}"
-            quartiles = quantiles(compared, n=4) if len(compared) > 1 else compared * 3
-            row[2:] = [form.format(median(compared)), " to ".join(form.format(quartile) for quartile in quartiles[::2])]
+            over = [mine - other for mine, other in zip(measured, base, strict=True)]
+            ratios = [mine / other for mine, other in zip(measured, base, strict=True)]
+            row[2:] = [f"{median(over):+.1f}", f"x{median(ratios):.2f}", _quartiles(ratios)]
         rows.append(row)
     return rows
+
+
+def _quartiles(ratios: Sequence[float]) -> str:
+    low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    return f"x{low:.2f} to x{high:.2f}"
 
 
 def promises(found: dict[str, Held], contenders: Sequence[Contender]) -> list[Row]:
