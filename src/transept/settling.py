@@ -86,13 +86,12 @@ class Settling:
 
     async def run(self, busy: list[Part]) -> tuple[Settled, bool]:
         """End the transactions of those that are busy; what was settled, and whether anything was spared."""
-        parts = busy
         if len(self.held) < len(busy):
             for part in busy:
                 if part not in self.held:
                     await self.host.leaf(part[0].blocking, part[1].hold())
                     self.held.append(part)
-            parts = [part for part in busy if part[1].in_transaction()]
+        parts = [part for part in self.held if part[1].in_transaction()]
         try:
             wanted = [part for part in parts if not self.spare(*part)]
         except Exception:

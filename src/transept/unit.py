@@ -222,7 +222,7 @@ class Unit:
         busy = self._busy_parts()
         if not (busy or self.hooks):
             return Settled()
-        if self.before_commit is not None and self._doomed is None:
+        if self.before_commit is not None and self._doomed is None and self.hooks.failed_block is None:
             await self._ask_before_commit(keeps, spare or _none)
             busy = self._busy_parts()
         settling = self._settling(keeps, spare or _none)
@@ -239,8 +239,8 @@ class Unit:
             await self.close()
 
     def end_idle(self) -> bool:
-        """End every session if there is nothing to settle; whether there was nothing."""
-        if self.hooks or self.busy():
+        """End every session if there is nothing to settle and nothing to tell; whether there was nothing."""
+        if self.hooks or self._doomed is not None or self.busy():
             return False
         self._end()
         self._forget()
@@ -250,8 +250,7 @@ class Unit:
         """End every session, and roll back what is open."""
         self._end()
         try:
-            if self.hooks or self.busy():
-                await self.settle(_never)
+            await self.settle(_never)
         finally:
             self._forget()
 

@@ -336,7 +336,7 @@ def _install(app: Starlette, registry: Registry, before_commit: BeforeCommit | N
 
 def runs_ahead(scope: Scope, start: Message) -> bool:
     """Whether the body runs already: FastAPI puts a generator endpoint of server-sent events into a task of its own."""
-    for name, value in start["headers"]:
+    for name, value in start.get("headers", ()):
         if name == b"content-type" and value.startswith(b"text/event-stream"):
             endpoint = scope.get("endpoint")
             return inspect.isasyncgenfunction(endpoint) or inspect.isgeneratorfunction(endpoint)
