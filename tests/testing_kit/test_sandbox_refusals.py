@@ -513,6 +513,8 @@ async def test_constraints_begin_each_unit_with_the_mode_they_were_made_with(pos
         assert outcomes[-2:] == ["begun", "IntegrityError"]
         await unit("SET CONSTRAINTS ALL DEFERRED", "INSERT INTO modes VALUES (5, 5)", "INSERT INTO modes VALUES (6, 6)")
         assert outcomes[-1] == "kept"
+        await unit(*[one.format(9) for one in both])
+        assert outcomes[-2:] == ["at commit", "IntegrityError"]
         await unit("TRUNCATE modes")
         assert outcomes[-1] == "kept"
     engine._look.execute("DROP TABLE modes")
