@@ -1,24 +1,27 @@
 """Breaks the library on purpose, one plausible mistake at a time, and sees cases of the contract go red.
 
-    python tests/contract/mutants.py [NAME...]
+    python tests/contract/mutants.py [--check] [NAME...]
 
 The mistakes are in `mutants.txt`: a name, the file, the cells of the matrix to look in, the cases that must find it,
 and the change, written as a diff with `@@` between two places. Each is made in a copy of `src`, and every one of its
 cases that applies in one of its cells must fail there; a case that passes has let the mistake through. The same cases
 are run on the unharmed code first: a case that is red already proves nothing.
 
+With `--check` nothing is run: it says, in a second or two, which mutants are out of date and which cases have none.
+
 Exit code 1: a mutant survived, the code that it changes is no longer there, or a case of the contract has no mutant.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ ROOT = HERE.parents[1]
 TESTS = "tests/contract/test_contract.py::test_contract"
 WORKERS = 2
 KILLED = "killed"
+NO_MATCH = "NO MATCH"
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,29 @@ class Mutant:
         cases = {case.name: case for case in CASES}
         for name, framework, family, engine, _ in cells():
             if name in self.cells:
-                yield from (f"{name}-{one}" for one in self.red if applies(cases[one], framework, family, engine))
+                here = (cases[one] for one in self.red if one in cases)
+                yield from (f"{name}-{case.name}" for case in here if applies(case, framework, family, engine))
 
-    def make(self, source: Path) -> None:
-        """Raises LookupError where the code is not what it was."""
-        file = source / "transept" / self.file
-        text = file.read_text()
+    def changed(self, source: Path) -> str:
+        """The file with the mistake in it. Raises LookupError where the code is not what it was."""
+        text = (source / "transept" / self.file).read_text()
         for old, new in self.edits:
             if text.count(old) != 1:
                 raise LookupError(f"found {text.count(old)} times in {self.file}:\n{old}")
             text = text.replace(old, new)
         compile(text, self.file, "exec")
-        file.write_text(text)
+        return text
+
+    def out_of_date(self) -> Iterator[str]:
+        """What it names that is not there, or says nothing: code, cells, cases."""
+        try:
+            self.changed(ROOT / "src")
+        except (LookupError, OSError, SyntaxError) as error:
+            yield str(error)
+        runs = [node.rpartition("-") for node in self.nodes()]
+        cells, cases = {cell for cell, *_ in runs}, {case for *_, case in runs}
+        yield from (f"none of its cases applies in {cell}" for cell in self.cells if cell not in cells)
+        yield from (f"{case} applies in none of its cells" for case in self.red if case not in cases)
 
 
 def side(hunk: str, sign: str) -> str:
@@ -72,22 +87,35 @@ def side(hunk: str, sign: str) -> str:
     return "".join(f"{line[1:]}\n" for line in hunk.split("\n") if not line or line[0] in (" ", sign))
 
 
-def main(names: Collection[str]) -> int:
-    everyone = [Mutant.read(text) for text in re.split(r"^== ", (HERE / "mutants.txt").read_text(), flags=re.M)[1:]]
-    chosen = [one for one in everyone if not names or one.name in names]
-    if unknown := set(names) - {one.name for one in chosen}:
-        print(f"no mutant is called {', '.join(sorted(unknown))}", file=sys.stderr)
-        return 2
-    if red := failing(ROOT / "src", {node for one in chosen for node in one.nodes()}):
-        print("red without any mutant:", *sorted(red), sep="\n  ")
-        return 1
-    wrong = [] if names else [f"no mutant for {case}" for case in uncovered(everyone)]
-    for one, outcome in outcomes(chosen):
-        print(f"{one.name}: {outcome}", flush=True)
-        if outcome != KILLED:
-            wrong.append(f"{one.name}: {outcome}")
-    print(f"{len(chosen)} mutants", *(wrong or ["all were killed"]), sep="\n")
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="say what is out of date, and run nothing")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="only these mutants")
+    options = parser.parse_args(arguments)
+    mutants = [one for one in everyone() if not options.names or one.name in options.names]
+    if unknown := set(options.names) - {one.name for one in mutants}:
+        parser.error(f"no mutant is called {', '.join(sorted(unknown))}")
+    wrong = out_of_date(mutants) + ([] if options.names else uncovered(mutants))
+    if not options.check:
+        if red := failing(ROOT / "src", {node for one in mutants for node in one.nodes()}):
+            print("red without any mutant:", *sorted(red), sep="\n  ")
+            return 1
+        for one, outcome in outcomes(mutants):
+            print(f"{one.name}: {outcome}", flush=True)
+            if outcome not in (KILLED, NO_MATCH):
+                wrong.append(f"{one.name}: {outcome}")
+    print(
+        f"{len(mutants)} mutants", *(wrong or ["all are up to date" if options.check else "all were killed"]), sep="\n"
+    )
     return 1 if wrong else 0
+
+
+def everyone() -> list[Mutant]:
+    return [Mutant.read(text) for text in re.split(r"^== ", (HERE / "mutants.txt").read_text(), flags=re.M)[1:]]
+
+
+def out_of_date(mutants: Iterable[Mutant]) -> list[str]:
+    return [f"{one.name}: {what}" for one in mutants for what in one.out_of_date()]
 
 
 def outcomes(mutants: list[Mutant]) -> Iterator[tuple[Mutant, str]]:
@@ -104,9 +132,10 @@ def outcome_of(one: Mutant) -> str:
         source = Path(folder, "src")
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
         try:
-            one.make(source)
-        except LookupError as error:
-            return f"NO MATCH: {error}"
+            text = one.changed(source)
+        except LookupError:
+            return NO_MATCH
+        (source / "transept" / one.file).write_text(text)
         missed = sorted(nodes - failing(source, nodes))
     return KILLED if nodes and not missed else f"SURVIVED {' '.join(missed)}"
 
@@ -129,11 +158,11 @@ def failing(source: Path, nodes: Iterable[str]) -> set[str]:
 
 
 def uncovered(mutants: list[Mutant]) -> list[str]:
-    """The cases that no mutant reddens."""
+    """The cases that none of these mutants reddens."""
     from contract.cases import CASES
 
     covered = {node.rpartition("-")[2] for one in mutants for node in one.nodes()}
-    return [case.name for case in CASES if case.name not in covered]
+    return [f"no mutant for {case.name}" for case in CASES if case.name not in covered]
 
 
 if __name__ == "__main__":
