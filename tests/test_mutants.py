@@ -1,4 +1,4 @@
-"""The mistakes in `contract/mutants.txt` can still be made. That each is found, `contract/mutants.py` sees in minutes."""
+"""The mistakes in `contract/mutants.txt` can still be made. Whether each is found, `contract/mutants.py` tells."""
 
 from __future__ import annotations
 
