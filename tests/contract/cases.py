@@ -815,24 +815,32 @@ async def a_manual_body_keeps_what_the_app_committed(world: World) -> None:
 
 @case("L4")
 async def what_comes_after_the_response_has_a_unit_of_its_own(world: World) -> None:
+    """Where the start has settled all, and where the end of the body has something to settle."""
     sessions: list[Any] = []
     between: list[int] = []
 
     async def handler(ctx: Context) -> Answer:
-        await ctx.insert(1)
         sessions.append(ctx.session())
+
+        async def stream() -> AsyncIterator[bytes]:
+            yield b"1"
+            await ctx.insert(3)
 
         async def background() -> None:
             between.append(world.engine.open_transactions() + world.family.checked_out(world.databases[0]))
-            await ctx.insert(2)
+            await ctx.insert(4 if in_body else 2)
             sessions.append(ctx.session())
 
-        return Answer(201, background=background)
+        if not in_body:
+            await ctx.insert(1)
+        return Answer(201, stream=stream if in_body else None, background=background)
 
-    told = await world.request(handler)
-    assert (told.status, told.held_at_end(), world.held()) == (201, [1], [1, 2])
-    assert sessions[0] is not sessions[1]
-    assert between == [0]
+    for in_body, at_end, after in ((False, [1], [1, 2]), (True, [1, 2, 3], [1, 2, 3, 4])):
+        told = await world.request(handler)
+        assert (told.status, told.held_at_end(), world.held()) == (201, at_end, after)
+        first, second = sessions[-2:]
+        assert first is not second
+    assert between == [0, 0]
 
 
 @case("L3")
@@ -853,25 +861,32 @@ async def a_background_task_that_raises_keeps_nothing_of_its_own(world: World) -
 
 @case("L4")
 async def a_requests_session_is_over_with_its_request(world: World) -> None:
+    """Where the start has settled all, and where the end of the body has something to settle."""
     outcome: list[Any] = []
 
     async def handler(ctx: Context) -> Answer:
         session = ctx.session()
-        await ctx.insert(1)
+
+        async def stream() -> AsyncIterator[bytes]:
+            yield b"1"
+            await ctx.insert(2)
 
         async def background() -> None:
             await world.family.rollback(session)
             await world.family.close(session)
             try:
-                await world.family.run(session, "INSERT INTO held VALUES (2)")
+                await world.family.run(session, "INSERT INTO held VALUES (3)")
             except OutsideScope as error:
                 outcome.append(str(error))
 
-        return Answer(201, background=background)
+        if not in_body:
+            await ctx.insert(1)
+        return Answer(201, stream=stream if in_body else None, background=background)
 
-    assert (await world.request(handler)).status == 201
-    assert world.held() == [1]
-    assert "POST /work" in outcome[0]
+    for in_body, held in ((False, [1]), (True, [1, 2])):
+        assert (await world.request(handler)).status == 201
+        assert world.held() == held
+        assert "POST /work" in outcome.pop()
 
 
 @case("L4", "outlive", "awaiting")

@@ -76,6 +76,7 @@ class WSGIFramework:
                     break
             else:
                 told.complete = True
+                told.seen.append(("end", look()))
         except Exception as error:
             told.error = error
             if told.status is None:
@@ -108,8 +109,5 @@ def respond(answer: Answer, start_response: Any) -> Iterable[bytes]:
     if answer.length is not None:
         headers.append(("Content-Length", str(answer.length)))
     start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
-    if answer.stream is not None:
-        return blocking_chunks(answer.stream())
-    if answer.background is not None:
-        return _WithAfter(iter([answer.body]), answer.background)
-    return [answer.body]
+    chunks: Iterable[bytes] = [answer.body] if answer.stream is None else blocking_chunks(answer.stream())
+    return chunks if answer.background is None else _WithAfter(iter(chunks), answer.background)
