@@ -397,6 +397,30 @@ async def a_doomed_unit_keeps_nothing_and_says_so_once(world: World) -> None:
 
 
 @case("L3")
+async def hooks_run_and_doom_is_said_where_the_end_of_a_body_has_nothing_to_settle(world: World) -> None:
+    seen: list[str] = []
+
+    async def handler(ctx: Context) -> Answer:
+        async def stream() -> AsyncIterator[bytes]:
+            ctx.session()
+            yield b"1"
+            if dooms:
+                doom("the last line is wrong")
+            else:
+                after_commit(lambda: seen.append("committed"))
+                after_rollback(lambda: seen.append("rolled back"))
+
+        return Answer(200, stream=stream)
+
+    for dooms, said in ((False, 0), (True, 1)):
+        with warnings_logged() as logged:
+            assert (await world.request(handler)).complete
+        assert len(logged) == said, logged
+    assert "the last line is wrong" in logged[0]
+    assert seen == ["committed"]
+
+
+@case("L3")
 async def a_manual_commit_forgotten_keeps_nothing_and_says_so_once(world: World) -> None:
     world.database(commit_mode="manual")
 
