@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from transept.database import Registry
 from transept.errors import OutsideScope
 from transept.hosts import LoopHost, PlainHost
-from transept.unit import BeforeCommit, Host, Unit
+from transept.unit import ASKING, BeforeCommit, Host, Unit
 
 __all__ = [
     "CURRENT",
@@ -93,7 +93,7 @@ class UnitScope:
                 if unit is None:
                     gate = self.origin()
                     unit = Unit(self.host, self.describe(), gate.registry, reads_only=not self.may_write())
-                    unit.before_commit = gate.before_commit
+                    unit.before_commit = None if ASKING.get() else gate.before_commit
                     self.unit = unit
         return unit
 

@@ -110,23 +110,32 @@ class DatabaseSaidNo(TranseptError):  # noqa: N818 - the family's name
     """Work that was to be kept was not kept, or not surely."""
 
 
+IN_SAVEPOINT = (
+    "An error that the code caught has ended the transaction; to go on after such an error, run the statement inside a "
+    "savepoint (a nested block or begin_nested())."
+)
+IN_BLOCK = (
+    "Let the error leave the outer block, too; or make the inner one a savepoint, which is undone alone: "
+    "transaction('nested') or unit_of_work()."
+)
+
+
 class CommitFailed(DatabaseSaidNo):
     """COMMIT would have kept nothing (or only a part), because the transaction had ended or been aborted before.
 
-    ``database`` is the database's key. The work has been rolled back.
+    ``database`` is the database's key, or the keys of several, ``reason`` what happened, ``advice`` what to do. The
+    work has been rolled back.
     """
 
-    def __init__(self, database: str, reason: str) -> None:
-        super().__init__(database, reason)
+    def __init__(self, database: str, reason: str, advice: str = IN_SAVEPOINT) -> None:
+        super().__init__(database, reason, advice)
         self.database = database
         self.reason = reason
+        self.advice = advice
 
     def __str__(self) -> str:
-        return (
-            f"nothing was committed on database {self.database!r}: {self.reason}. "
-            "An error that the code caught has ended the transaction; to go on after such an error, run the "
-            "statement inside a savepoint (a nested block or begin_nested())."
-        )
+        where = f" on database {self.database!r}" if self.database else ""
+        return f"nothing was committed{where}: {self.reason}. {self.advice}".rstrip()
 
 
 class CommitInDoubt(DatabaseSaidNo):

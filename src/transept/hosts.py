@@ -63,13 +63,21 @@ class LoopHost:
             await done
         except asyncio.CancelledError as cancellation:
             await _in_spite_of(cancellation, task, cancelled)
+            if _never_began(work):  # all tasks were cancelled at once, as at the end of a loop
+                await _in_spite_of(cancellation, loop.create_task(work), cancelled)
             raise
         return task.result()
 
     async def call(self, hook: Callable[[], Any]) -> None:
-        result = hook() if is_async(hook) else await in_thread(hook)
-        if inspect.isawaitable(result):
-            await result
+        try:
+            result = hook() if is_async(hook) else await in_thread(hook)
+            if inspect.isawaitable(result):
+                await result
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise RuntimeError(f"{hook!r} was cancelled, and not by the unit of work that called it") from error
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
@@ -88,6 +96,10 @@ async def _then(work: Coroutine[Any, Any, T], done: asyncio.Future[None]) -> T:
     finally:
         if not done.done():
             done.set_result(None)
+
+
+def _never_began(work: Coroutine[Any, Any, Any]) -> bool:
+    return inspect.getcoroutinestate(work) == inspect.CORO_CREATED
 
 
 async def _in_spite_of(

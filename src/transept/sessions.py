@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args, overload
 
 from transept.context import LOOP, NamedScope, current_unit
 from transept.database import Database, Gives
-from transept.errors import CommitFailed, UsageError, unknown_value
+from transept.errors import IN_BLOCK, CommitFailed, UsageError, unknown_value
 from transept.unit import Block, Unit
 
 __all__ = [
@@ -136,10 +136,10 @@ class atomic_db_session(Generic[S]):  # noqa: N801 - reads as the function that 
         if self._entered is None:
             raise RuntimeError("this atomic_db_session() was never entered.")
         unit, database, block = self._entered
+        unit.end_block(block)
         if self._nested:
-            await unit.host.shielded(unit.leave_block(block, error))
+            await unit.host.shielded(unit.leave_block(block, error), block.cancel)
             return
-        unit.blocks.remove(block)
         if error is None and block.failed is None:
             await unit.commit(database)
             return
@@ -150,7 +150,7 @@ class atomic_db_session(Generic[S]):  # noqa: N801 - reads as the function that 
                 raise
             error.add_note(f"transept: while rolling back database {database.key!r}: {failure!r}")
         if error is None and block.failed is not None:
-            raise CommitFailed(database.key, block.failed)
+            raise CommitFailed(database.key, block.failed, IN_BLOCK)
 
     async def _end_what_is_open(self, unit: Unit, database: Database) -> None:
         if not unit.has_open(database):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from transept.database import Database, Handle
-from transept.errors import CommitFailed, CommitInDoubt, PartlyCommitted
+from transept.errors import IN_BLOCK, CommitFailed, CommitInDoubt, PartlyCommitted
 from transept.hooks import Hook, Hooks
 
 __all__ = ["Host", "Keeps", "Leaf", "Part", "Settled", "Settling", "Spare"]
@@ -115,8 +115,8 @@ class Settling:
         committed: list[str] = []
         database: Database | None = None
         try:
-            if keep and self.hooks.failed_block is not None:
-                raise CommitFailed(keep[0][0].key, self.hooks.failed_block)
+            if self.hooks.failed_block is not None and (keep or (not parts and self.keeps(None))):
+                raise CommitFailed(", ".join(part[0].key for part in keep), self.hooks.failed_block, IN_BLOCK)
             for database, handle in keep:
                 await leaf(database.blocking, handle.check())
             if self.cancelled:  # before a COMMIT was sent

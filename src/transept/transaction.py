@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, get_args, overload
 
 from transept._bridge import is_async, run_now
+from transept.block import INNERMOST, Block
 from transept.context import CURRENT, LOOP, PLAIN, NamedScope, UnitScope, open_scope
-from transept.errors import CommitFailed, ImproperConfigurationError, OutsideScope, UsageError, unknown_value
+from transept.errors import IN_BLOCK, CommitFailed, ImproperConfigurationError, OutsideScope, UsageError, unknown_value
 from transept.hosts import in_thread
-from transept.unit import Block, Host, Unit
+from transept.unit import Host, Unit
 
 __all__ = ["Scope", "in_new_unit", "new_unit_of_work", "run_in_new_ctx", "transaction", "unit_of_work"]
 
@@ -66,6 +67,8 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
         self._unit: Unit | None = None
         self._block: Block | None = None
         self._own: NamedScope | None = None
+        self._root = Block()  # of a unit of its own
+        self._around: Block | None = None
         self._token: Token[UnitScope | None] | None = None
         self._entered = False
 
@@ -103,7 +106,8 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
         if self._own is not None:
             await self._end_own(self._own, error)
         elif self._unit is not None and self._block is not None:
-            await self._unit.host.shielded(self._unit.leave_block(self._block, error))
+            self._unit.end_block(self._block)
+            await self._unit.host.shielded(self._unit.leave_block(self._block, error), self._block.cancel)
         else:
             self._back_to_outer()
 
@@ -112,7 +116,7 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
         if self._block is not None and not self._block.joined:
             awaiting = [database.key for database, handle in unit.handles() if not database.blocking]
             if awaiting:
-                unit.blocks.remove(self._block)
+                unit.end_block(self._block)
                 raise UsageError(
                     f"a blocking block cannot be a savepoint of {unit.name}, which uses async databases "
                     f"({', '.join(map(repr, awaiting))}): use `async with unit_of_work():` in a coroutine."
@@ -125,6 +129,7 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
         if self._own is not None:
             run_now(self._end_own(self._own, error))
         elif self._unit is not None and self._block is not None:
+            self._unit.end_block(self._block)
             run_now(self._unit.leave_block(self._block, error, PLAIN.leaf))
         else:
             self._back_to_outer()
@@ -141,8 +146,9 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
         elif outer is None or self._scope == "requires_new":
             self._own = own = NamedScope(host, _caller(), reads_only=self._reads_only)
             self._unit = own.open()
-            self._unit.blocks.append(Block())
             self._token = CURRENT.set(own)
+            self._around = INNERMOST.get()
+            self._root = self._unit.new_block()
         else:
             self._unit = outer.open()
             self._block = self._unit.new_block(joined=self._scope != "nested")
@@ -157,15 +163,17 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
         self._token = CURRENT.set(None)
 
     async def _end_own(self, own: NamedScope, error: Error) -> None:
-        unit = own.open()
-        root = unit.blocks.pop(0)
+        root = self._root
         try:
+            unit = own.open()
+            unit.end_block(root)
+            INNERMOST.set(self._around)
             if error is None and root.failed is None:
                 await unit.finish(_always)
                 return
             await _closed(unit, error)
             if error is None and root.failed is not None:
-                raise CommitFailed(", ".join(database.key for database, _ in unit.handles()), root.failed)
+                raise CommitFailed(", ".join(database.key for database, _ in unit.handles()), root.failed, IN_BLOCK)
         finally:
             own.end()
             self._back_to_outer()

@@ -12,19 +12,23 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, TypeVar, overload
 
 from transept._bridge import is_async
-from transept.block import Block
+from transept.block import INNERMOST, Block
 from transept.database import Adopts, Database, Gives, Handle, Registry, must_prepare
 from transept.errors import CommitFailed, OutsideScope, UsageError
 from transept.hooks import Hook, Hooks
 from transept.settling import Host, Keeps, Leaf, Part, Settled, Settling, Spare
 
-__all__ = ["BeforeCommit", "Block", "Hooks", "Host", "Settled", "Unit"]
+__all__ = ["ASKING", "BeforeCommit", "Block", "Hooks", "Host", "Settled", "Unit"]
 
 S = TypeVar("S")
 BeforeCommit = Callable[[Any], Any]
+
+ASKING: ContextVar[bool] = ContextVar("transept_asking_before_commit", default=False)
+"""Whether this code is called by a `before_commit`, which is not asked about its own work."""
 
 logger = logging.getLogger("transept")
 
@@ -220,7 +224,7 @@ class Unit:
             PartlyCommitted: an earlier one was kept already.
         """
         busy = self._busy_parts()
-        if not (busy or self.hooks):
+        if not (busy or self.hooks or self.hooks.failed_block):
             return Settled()
         if self.before_commit is not None and self._doomed is None and self.hooks.failed_block is None:
             await self._ask_before_commit(keeps, spare or _none)
@@ -240,7 +244,7 @@ class Unit:
 
     def end_idle(self) -> bool:
         """End every session if there is nothing to settle and nothing to tell; whether there was nothing."""
-        if self.hooks or self._doomed is not None or self.busy():
+        if self.hooks or self._doomed is not None or self.hooks.failed_block is not None or self.busy():
             return False
         self._end()
         self._forget()
@@ -269,10 +273,18 @@ class Unit:
         self._app_ended.clear()
 
     def new_block(self, *, joined: bool = False, database: Database | None = None) -> Block:
-        """A block inside this unit begins."""
+        """A block inside this unit begins, in the context that calls this."""
+        outer = INNERMOST.get()
         block = Block(self.hooks.mark(), joined, database)
+        block.outer = outer if outer in self.blocks else None
         self.blocks.append(block)
+        INNERMOST.set(block)
         return block
+
+    def end_block(self, block: Block) -> None:
+        """It ends, in the context that calls this; `leave_block` does the rest."""
+        self.blocks.remove(block)
+        INNERMOST.set(block.outer)
 
     async def enter_block(self, block: Block, leaf: Leaf[Any] | None = None) -> None:
         """Set a savepoint on every database in use, or on the block's."""
@@ -284,24 +296,25 @@ class Unit:
                 await self.host.shielded(block.begin(parts, self.host.leaf))
         except BaseException as error:
             begun = [part for part in parts if part[0] in block.savepoints]
-            self.blocks.remove(block)
+            self.end_block(block)
             if begun and leaf is None:  # a cancellation: it never was inside
                 await self.host.shielded(self._undo(block, begun, error, self.host.leaf))
             raise
 
     async def leave_block(self, block: Block, error: BaseException | None, leaf: Leaf[Any] | None = None) -> None:
-        """End a block: keep its work as part of the unit, or, with an error, undo it.
+        """What becomes of a block that has ended: keep its work as part of the unit, or, with an error, undo it.
+
+        One that is cancelled before its savepoints are released is undone; later, nothing of the unit can be kept.
 
         Raises:
             CommitFailed: no error, but one that was swallowed inside has left a block that is a part of this one.
         """
         leaf = leaf or self.host.leaf
-        self.blocks.remove(block)
         if self._ended:  # a block around the response outlives it: all was settled before
             return
         if block.joined:
             if error is not None:
-                self._fail_what_is_around(error)
+                self._fail_what_is_around(block, error)
             return
         parts = self._concerned(block)
         if error is None:
@@ -310,6 +323,8 @@ class Unit:
             except BaseException as failure:
                 await self._undo(block, parts, failure, leaf)
                 raise
+            if block.cancelled:
+                self.hooks.failed_block = "a block was cancelled while it ended"
         else:
             await self._undo(block, parts, error, leaf)
 
@@ -331,12 +346,16 @@ class Unit:
     def _concerned(self, block: Block) -> list[Part]:
         return [part for part in self._handles.items() if block.database in (None, part[0])]
 
-    def _fail_what_is_around(self, error: BaseException) -> None:
+    def _fail_what_is_around(self, joined: Block, error: BaseException) -> None:
+        """The block that it is a part of cannot be kept; nor, if that one concerns not all that is open, the next."""
         reason = f"an error left a block that is a part of it ({type(error).__name__}: {error})"
-        for block in reversed(self.blocks):
-            if not block.joined and block.database is None:
-                block.failed = reason
-                return
+        block = joined.outer
+        while block is not None:
+            if not block.joined:
+                block.failed = block.failed or reason
+                if all(block.database in (None, part[0]) for part in self._busy_parts()):
+                    return
+            block = block.outer
         self.hooks.failed_block = reason
 
     def _refuse_inside_block(self, database: Database, what: str) -> None:
@@ -351,7 +370,7 @@ class Unit:
             return
         self._refuse_inside_block(database, "commit" if commit else "rollback")
         if commit and self._doomed is not None:
-            raise CommitFailed(database.key, self._doomed)
+            raise CommitFailed(database.key, self._doomed, "")
         await self.settle(lambda one: commit, lambda one, _: one is not database)
         self._app_ended[database] = commit
 
@@ -367,19 +386,23 @@ class Unit:
 
     async def _ask_before_commit(self, keeps: Keeps, spare: Spare) -> None:
         """What it raises rolls back what was to be settled."""
-        assert self.before_commit is not None
-        sessions = [part[1].session for part in self._busy_parts() if keeps(part[0]) and not spare(*part)]
+        ask, self.before_commit = self.before_commit, None
+        asking = ASKING.set(True)
         try:
+            sessions = [part[1].session for part in self._busy_parts() if keeps(part[0]) and not spare(*part)]
             for session in sessions:
-                result = self.before_commit(session)
+                result = ask(session) if ask is not None else None
                 if inspect.isawaitable(result):
                     await result
         except BaseException as error:
             try:
-                await self.settle(_never, spare)
+                await self.settle(_never)
             except Exception as failure:
                 error.add_note(f"transept: while rolling back {self.name}: {failure!r}")
             raise
+        finally:
+            ASKING.reset(asking)
+            self.before_commit = ask
 
     def _register(self, committed: bool, hook: Hook) -> Hook:
         if self._ended:

@@ -21,7 +21,7 @@ from sqlalchemy.util import await_only
 
 from transept._sqlite import MAY_WRITE
 from transept.alchemy.truth import began, joined, may_be_gone, watch, why_gone
-from transept.errors import CommitFailed
+from transept.errors import IN_BLOCK, CommitFailed
 from transept.turn import TaskTurn, ThreadTurn
 from transept.unit import Hooks
 
@@ -112,7 +112,7 @@ class Seat:
     def check(self) -> None:
         """Raise if a COMMIT would not keep the transaction, or must not."""
         if self.hooks.failed_block is not None:
-            raise CommitFailed(self.key, self.hooks.failed_block)
+            raise CommitFailed(self.key, self.hooks.failed_block, IN_BLOCK)
         self.check_transactions()
 
     def check_transactions(self) -> None:

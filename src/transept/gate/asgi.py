@@ -371,10 +371,12 @@ class _Request(UnitScope):
     async def close_units(self, error: BaseException | None) -> None:
         unit, self.unit = self.unit, None
         try:
-            if self.parting is not None:
-                await self.parting
-            if unit is not None:
-                await unit.close()
+            try:
+                if self.parting is not None:
+                    await LOOP.shielded(_parted(self.parting))
+            finally:
+                if unit is not None:
+                    await unit.close()
         except Exception as failure:
             if error is None:
                 raise
@@ -462,6 +464,10 @@ class _WebSocket(UnitScope):
         if unit is not None and not unit.blocks:
             await unit.settle(always)
             unit.renew()
+
+
+async def _parted(parting: asyncio.Future[None]) -> None:
+    await parting
 
 
 def _is_reading(database: Database, handle: Handle) -> bool:
