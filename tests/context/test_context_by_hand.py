@@ -21,19 +21,27 @@ from starlette.routing import Route
 
 from transept import (
     ASGIHTTPDBSessionMiddleware,
+    CommitFailed,
     ContextAlreadyInitiatedError,
     ContextNotInitiatedError,
     ImproperConfigurationError,
     OutsideScope,
     PartlyCommitted,
+    UsageError,
+    after_rollback,
+    atomic_db_session,
     auto_commit_by_status_code,
     close_all_sessions,
     commit_all_sessions,
+    current_unit,
     db_session,
+    doom,
     init_db_session_ctx,
     is_context_initiated,
     reset_db_session_ctx,
     rollback_all_sessions,
+    transaction,
+    unit_of_work,
 )
 from transept.extensions.starlette import (
     StarletteHTTPDBSessionMiddleware,
@@ -169,6 +177,115 @@ async def test_commit_rollback_and_close_of_all_sessions_and_go_on(pg: Postgres)
     await write(database, 5)
     await reset_db_session_ctx(token)
     assert (pg.held(), pg.out_of_pools()) == ([1, 4], 0)
+
+
+SETTLING: dict[str, Any] = {
+    "commit_all_sessions": commit_all_sessions,
+    "rollback_all_sessions": rollback_all_sessions,
+    "close_all_sessions": close_all_sessions,
+    "auto_commit_by_status_code": partial(auto_commit_by_status_code, 200),
+}
+
+
+@pytest.mark.parametrize("name", SETTLING)
+@pytest.mark.parametrize("block", [unit_of_work, transaction, atomic_db_session])
+async def test_inside_a_block_none_of_them_may_settle(pg: Postgres, name: str, block: Any) -> None:
+    database = pg.dbconnect()
+    arguments = (database,) if block is atomic_db_session else ()
+
+    async def work() -> None:
+        await write(database, 1)
+        async with block(*arguments):
+            await write(database, 2)
+            with pytest.raises(UsageError, match=rf"{name}\(\) inside a block, whose end decides"):
+                await SETTLING[name]()
+            await write(database, 3)
+
+    await gate(work())
+    assert (pg.held(), pg.out_of_pools()) == ([1, 2, 3], 0)
+
+
+@pytest.mark.parametrize("name", SETTLING)
+async def test_in_a_block_that_is_a_unit_none_of_them_may_settle(pg: Postgres, name: str) -> None:
+    database = pg.dbconnect()
+    async with unit_of_work():
+        with pytest.raises(UsageError, match=name):
+            await SETTLING[name]()
+        await write(database, 1)
+        with pytest.raises(UsageError, match=name):
+            await SETTLING[name]()
+    assert pg.held() == [1]
+
+
+async def test_a_context_that_is_reset_inside_a_block_keeps_nothing(pg: Postgres) -> None:
+    database = pg.dbconnect()
+    token = init_db_session_ctx()
+    async with unit_of_work():
+        await write(database, 1)
+        await reset_db_session_ctx(token)
+    assert (pg.held(), pg.out_of_pools(), is_context_initiated()) == ([], 0, False)
+
+
+async def test_commit_all_sessions_of_a_doomed_unit_says_that_nothing_was_kept(pg: Postgres) -> None:
+    first, second = pg.dbconnect(), pg.dbconnect(bind_key="second")
+    hooks: list[int] = []
+
+    async def doomed() -> None:
+        await write(first, 1)
+        await write(second, 2)
+        after_rollback(partial(hooks.append, 1))
+        doom("no longer wanted")
+        with pytest.raises(CommitFailed, match="'default, second': no longer wanted"):
+            await commit_all_sessions()
+        assert (pg.out_of_pools(), hooks) == (0, [1])
+        await commit_all_sessions()  # nothing is open any more
+
+    await gate(doomed())
+    assert pg.held() == []
+
+
+async def test_a_unit_that_is_doomed_before_its_commit_says_so(pg: Postgres) -> None:
+    database = pg.dbconnect()
+
+    async def ask(session: AsyncSession) -> None:
+        doom("asked too late")
+
+    async def work() -> None:
+        await write(database, 1)
+        with pytest.raises(CommitFailed, match="asked too late"):
+            await commit_all_sessions(ask)
+
+    await gate(work())
+    assert pg.held() == []
+
+
+async def test_a_hook_that_dooms_comes_too_late_for_a_commit(pg: Postgres) -> None:
+    database = pg.dbconnect()
+    token = init_db_session_ctx()
+    await write(database, 1)
+    current_unit().after_commit(doom)
+    await commit_all_sessions()
+    await reset_db_session_ctx(token)
+    assert pg.held() == [1]
+
+
+async def test_by_hand_a_success_whose_work_was_not_kept_is_warned_of(
+    pg: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    automatic, manual = pg.dbconnect(), pg.dbconnect(commit_mode="manual", bind_key="manual")
+
+    async def doomed() -> None:
+        await write(automatic, 1)
+        doom("no longer wanted")
+
+    await gate(doomed(), 400)
+    assert caplog.messages == []
+    await gate(doomed(), 201)
+    await gate(write(manual, 1), 201)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "answers 201, but its work was rolled back: no longer wanted" in caplog.messages[0]
+    assert "answers 201, but its work on 'manual' was rolled back" in caplog.messages[1]
+    assert pg.held() == []
 
 
 async def test_a_context_is_begun_once_unless_forced(pg: Postgres) -> None:
