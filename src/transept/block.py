@@ -19,7 +19,8 @@ class Block:
     """Where a block began. One that is `joined` is a part of what is around it, and undoes nothing itself.
 
     `database`: the only one that it concerns; None means all. `outer`: the block of the same unit that it stands in,
-    as far as is known. `failed`: why it cannot be kept. `cancelled`: while its end was waited for.
+    as far as is known. `failed`: why it cannot be kept. `cancelled`: while its end was waited for. `kept`: it is a part
+    of what is around it.
     """
 
     mark: int = 0
@@ -29,9 +30,7 @@ class Block:
     outer: Block | None = None
     failed: str | None = None
     cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
+    kept: bool = False
 
     async def begin(self, parts: list[Part], leaf: Leaf[Any]) -> None:
         """Set a savepoint on every database in use."""
@@ -53,6 +52,7 @@ class Block:
         for database, handle in parts:
             if database in self.savepoints and isinstance(handle, Savepoints):
                 await leaf(database.blocking, handle.release_savepoint(self.savepoints[database]))
+        self.kept = True
 
     async def undo(self, parts: list[Part], hooks: Hooks, error: BaseException, leaf: Leaf[Any]) -> str | None:
         """Undo what was done since it began; why it could not be, if so."""

@@ -138,7 +138,7 @@ class atomic_db_session(Generic[S]):  # noqa: N801 - reads as the function that 
         unit, database, block = self._entered
         unit.end_block(block)
         if self._nested:
-            await unit.host.shielded(unit.leave_block(block, error), block.cancel)
+            await unit.host.shielded(unit.leave_block(block, error), lambda: unit.cancel_block(block))
             return
         if error is None and block.failed is None:
             await unit.commit(database)

@@ -106,8 +106,9 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
         if self._own is not None:
             await self._end_own(self._own, error)
         elif self._unit is not None and self._block is not None:
-            self._unit.end_block(self._block)
-            await self._unit.host.shielded(self._unit.leave_block(self._block, error), self._block.cancel)
+            unit, block = self._unit, self._block
+            unit.end_block(block)
+            await unit.host.shielded(unit.leave_block(block, error), lambda: unit.cancel_block(block))
         else:
             self._back_to_outer()
 

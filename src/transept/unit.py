@@ -324,9 +324,15 @@ class Unit:
                 await self._undo(block, parts, failure, leaf)
                 raise
             if block.cancelled:
-                self.hooks.failed_block = "a block was cancelled while it ended"
+                self.cancel_block(block)
         else:
             await self._undo(block, parts, error, leaf)
+
+    def cancel_block(self, block: Block) -> None:
+        """Whoever waits for the end of this block was cancelled: what is kept of it already cannot be undone alone."""
+        block.cancelled = True
+        if block.kept:
+            self.hooks.failed_block = "a block was cancelled while it ended"
 
     # How.
 
