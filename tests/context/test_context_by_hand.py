@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from held import HTTP, VIOLATION, Postgres, http, insert, post
+from held import HTTP, VIOLATION, Postgres, calling, http, insert, post
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.applications import Starlette
@@ -22,6 +22,7 @@ from starlette.routing import Route
 from transept import (
     ASGIHTTPDBSessionMiddleware,
     CommitFailed,
+    CommitInDoubt,
     ContextAlreadyInitiatedError,
     ContextNotInitiatedError,
     ImproperConfigurationError,
@@ -403,11 +404,12 @@ async def test_around_a_plain_asgi_app_with_names(pg: Postgres) -> None:
 # As Starlette middleware
 
 
-def starlette(work: Any, *middleware: Middleware) -> Starlette:
+def starlette(work: Any, *middleware: Middleware, handlers: Any = None) -> Starlette:
     async def endpoint(request: Request) -> Response:
         return await work() or Response(status_code=201)
 
-    return Starlette(routes=[Route("/", endpoint, methods=["POST"])], middleware=middleware)
+    routes = [Route("/", endpoint, methods=["POST"])]
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
 
 def ready_made() -> list[Middleware]:
@@ -475,6 +477,92 @@ async def test_as_a_dispatch_function_it_asks_before_the_commit(pg: Postgres) ->
     dispatch = partial(starlette_http_db_session_middleware, before_commit=ask)
     assert (await post(starlette(work, Middleware(BaseHTTPMiddleware, dispatch=dispatch)))).status_code == 201
     assert pg.held() == [1, 2]
+
+
+def failing(database: Any, ran: list[str], handlers: Any, before_commit: Any = None) -> Starlette:
+    """An app behind the dispatch function whose commit fails, and which has a background task."""
+
+    async def background() -> None:
+        ran.append("background")
+
+    async def work() -> Response:
+        await write(database, 1)
+        await (await db_session(database)).execute(VIOLATION)
+        return Response(status_code=201, background=BackgroundTask(background))
+
+    dispatch = partial(starlette_http_db_session_middleware, before_commit=before_commit)
+    return starlette(work, Middleware(BaseHTTPMiddleware, dispatch=dispatch), handlers=handlers)
+
+
+async def test_as_a_dispatch_function_the_apps_handler_answers_a_failed_commit(pg: Postgres) -> None:
+    database, ran = pg.dbconnect(), []
+
+    async def handle(request: Request, error: Exception) -> Response:
+        async def later() -> None:
+            ran.append("the handler's")
+
+        return Response("taken", 409, background=BackgroundTask(later))
+
+    app = failing(database, ran, {IntegrityError: handle})
+    response = await post(app)
+    assert (response.status_code, response.text) == (409, "taken")
+    assert (pg.held(), pg.out_of_pools(), ran) == ([], 0, ["the handler's"])
+    async with calling(app, raises=True) as client:  # the server sees the error, so that it stops the response's tasks
+        with pytest.raises(IntegrityError):
+            await client.post("/")
+    assert ran == ["the handler's"] * 2
+
+
+async def test_as_a_dispatch_function_what_the_handler_writes_is_kept_by_its_status(pg: Postgres) -> None:
+    database, ran = pg.dbconnect(), []
+
+    async def handle(request: Request, error: Exception) -> Response:
+        await write(database, status)
+        return Response(status_code=status)
+
+    for status in (200, 409):
+        assert (await post(failing(database, ran, {IntegrityError: handle}))).status_code == status
+    assert (pg.held(), pg.out_of_pools(), ran) == ([200], 0, [])
+
+
+async def test_as_a_dispatch_function_a_handler_that_fails_is_a_500(pg: Postgres) -> None:
+    database, ran = pg.dbconnect(), []
+
+    async def handle(request: Request, error: Exception) -> Response:
+        await (await db_session(database)).execute(VIOLATION)
+        return Response(status_code=200)
+
+    assert (await post(failing(database, ran, {IntegrityError: handle}))).status_code == 500
+    assert (pg.held(), pg.out_of_pools(), ran) == ([], 0, [])
+
+
+@pytest.mark.parametrize("handled", [False, True])
+async def test_as_a_dispatch_function_a_commit_in_doubt_is_a_503(pg: Postgres, handled: bool) -> None:
+    database, ran = pg.dbconnect(), []
+
+    async def lost(session: AsyncSession) -> None:
+        raise CommitInDoubt("default")
+
+    handlers = {CommitInDoubt: lambda request, error: Response("perhaps", 502)} if handled else None
+    response = await post(failing(database, ran, handlers, lost))
+    assert response.status_code == (502 if handled else 503)
+    assert ("in doubt" in response.text) is not handled
+    assert (pg.held(), pg.out_of_pools(), ran) == ([], 0, [])
+
+
+async def test_as_a_dispatch_function_it_warns_of_a_success_that_was_not_kept(
+    pg: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = pg.dbconnect()
+
+    async def work() -> None:
+        await write(database, 1)
+        doom("no longer wanted")
+
+    app = starlette(work, Middleware(BaseHTTPMiddleware, dispatch=starlette_http_db_session_middleware))
+    assert (await post(app)).status_code == 201
+    assert [message for message in caplog.messages if "POST / answers 201, but its work was rolled back" in message]
+    assert pg.held() == []
 
 
 async def test_as_a_dispatch_function_bodies_and_background_tasks_have_no_session(pg: Postgres) -> None:

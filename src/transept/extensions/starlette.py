@@ -8,21 +8,23 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from transept._bridge import is_async
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
-from transept.context import LOOP
+from transept.context import CURRENT, LOOP, NamedScope
 from transept.database import Database, Registry
-from transept.errors import ImproperConfigurationError, OutsideScope
+from transept.errors import CommitInDoubt, ImproperConfigurationError, OutsideScope
+from transept.gate.answer import IN_DOUBT
 from transept.gate.asgi import ASGIGate, ASGIHTTPDBSessionMiddleware, unit_scope
-from transept.gate.by_hand import auto_commit_by_status_code, init_db_session_ctx, reset_db_session_ctx
+from transept.gate.by_hand import auto_commit_by_status_code, reset_db_session_ctx
 from transept.lifecycle import running
 from transept.transaction import new_unit_of_work
 from transept.unit import BeforeCommit, Unit
@@ -281,16 +283,38 @@ async def starlette_http_db_session_middleware(
     The response is settled before it is returned. Starlette runs its body and its background tasks in another task,
     where no gate can settle anything any more: `db_session` raises `OutsideScope` there. Use
     `add_starlette_http_db_session_middleware` where they need sessions.
+
+    A failed commit is answered as by the other gates, and raised to the server after that, even where the app has a
+    handler for it: nothing else stops the background tasks of the response that was not sent.
     """
     if unit_scope(request.scope) is not None:
         return await call_next(request)
-    token = init_db_session_ctx(force=True)
+    token = CURRENT.set(NamedScope(LOOP, f"{request.method} {request.url.path}"))
     try:
         response = await call_next(request)
-        await auto_commit_by_status_code(response.status_code, before_commit)
+        try:
+            await auto_commit_by_status_code(response.status_code, before_commit)
+        except Exception as failure:
+            response = await _answer_then_raise(request, failure)
+            await auto_commit_by_status_code(response.status_code, before_commit)
     finally:
         await reset_db_session_ctx(token)
     return response
+
+
+async def _answer_then_raise(request: Request, failure: Exception) -> Response:
+    answer = await _answer_of_handlers(request, failure)
+    if answer is None:
+        if not isinstance(failure, CommitInDoubt):
+            raise failure
+        answer = PlainTextResponse(IN_DOUBT.body, IN_DOUBT.status)
+
+    async def fail() -> None:
+        raise failure
+
+    own = [] if answer.background is None else [answer.background]
+    answer.background = BackgroundTasks([*own, BackgroundTask(fail)])
+    return answer
 
 
 def unit_of(request: HTTPConnection) -> Unit:
@@ -344,22 +368,28 @@ def runs_ahead(scope: Scope, start: Message) -> bool:
 
 
 async def answer_by_handlers(scope: Scope, receive: Receive, send: Send, failure: Exception) -> bool:
-    """Let the app's own exception handler for this error answer, found as Starlette finds it; False if it has none."""
-    by_class, by_status = scope.get("starlette.exception_handlers", ({}, {}))
-    handler: Any = by_status.get(failure.status_code) if isinstance(failure, HTTPException) else None
-    if handler is None:
-        handler = next((by_class[kind] for kind in type(failure).__mro__ if kind in by_class), None)
-    if handler is None:
-        return False
-    request = Request(scope, receive, send)
-    if is_async(handler):
-        response = await handler(request, failure)
-    else:
-        response = await run_in_threadpool(handler, request, failure)
+    """Let the app's own exception handler for this error answer; False if it has none."""
+    response = await _answer_of_handlers(Request(scope, receive, send), failure)
     if response is None:
         return False
     await response(scope, receive, send)
     return True
+
+
+async def _answer_of_handlers(request: Request, failure: Exception) -> Response | None:
+    """What the app's own exception handler for this error returns, found as Starlette finds it."""
+    by_class, by_status = request.scope.get("starlette.exception_handlers", ({}, {}))
+    handler: Any = by_status.get(failure.status_code) if isinstance(failure, HTTPException) else None
+    if handler is None:
+        handler = next((by_class[kind] for kind in type(failure).__mro__ if kind in by_class), None)
+    if handler is None:
+        return None
+    response: Response | None
+    if is_async(handler):
+        response = await handler(request, failure)
+    else:
+        response = await run_in_threadpool(handler, request, failure)
+    return response
 
 
 def _expected(colour: str, config: Any) -> ImproperConfigurationError:
