@@ -215,8 +215,10 @@ class Registry:
             self.add(database)
 
     @classmethod
-    def of(cls, databases: Registry | Database | Iterable[Database]) -> Registry:
+    def of(cls, databases: Registry | Database | Iterable[Database], setting: str = "config") -> Registry:
         """A registry of one database or several; several without a key mean the one named ``"default"``.
+
+        `setting` is what the caller calls them.
 
         Raises:
             ImproperConfigurationError: no database at all, or something that is none.
@@ -225,11 +227,11 @@ class Registry:
             return databases
         several = list(databases) if isinstance(databases, Iterable) else [databases]
         if not several:
-            raise ImproperConfigurationError("config=[]: at least one database configuration is needed.")
+            raise ImproperConfigurationError(f"{setting}=[]: at least one database configuration is needed.")
         for one in several:
             if not isinstance(getattr(one, "policy", None), Policy):
                 raise ImproperConfigurationError(
-                    f"config has {one!r}, which is no database: pass objects such as SQLAlchemyAsyncConfig(...)."
+                    f"{setting} has {one!r}, which is no database: pass objects such as SQLAlchemyAsyncConfig(...)."
                 )
         return cls(several, first_is_default=False)
 

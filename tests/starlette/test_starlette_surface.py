@@ -17,8 +17,12 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from transept import ImproperConfigurationError, OutsideScope, Registry, unit_of_work
-from transept.extensions.starlette import SQLAlchemyAsyncConfig, Transept
-from transept.gate.asgi import ASGIGate
+from transept.extensions.starlette import (
+    SQLAlchemyAsyncConfig,
+    Transept,
+    add_starlette_http_db_session_middleware,
+)
+from transept.gate.asgi import SCOPE_KEY, ASGIGate
 
 pytestmark = pytest.mark.anyio
 
@@ -410,3 +414,66 @@ async def test_a_query_and_a_write_share_the_request_transaction(file: File) -> 
 
     app.router.routes.append(Route("/", endpoint, methods=["POST"]))
     assert (await post(app)).json() == 1
+
+
+# add_starlette_http_db_session_middleware
+
+
+class Asked:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sessions: list[Any] = []
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    async def __call__(self, session: Any) -> None:
+        self.sessions.append(session)
+
+
+@pytest.mark.parametrize("has_a_gate", [True, False])
+async def test_the_function_refuses_an_app_that_has_started(file: File, has_a_gate: bool) -> None:
+    app = Starlette()
+    if has_a_gate:
+        Transept(file.config(), app)
+    await get(app)
+    with pytest.raises(ImproperConfigurationError, match="before the first request"):
+        add_starlette_http_db_session_middleware(app, Asked("late"))
+
+
+async def test_the_function_called_after_an_extension_asks_before_each_commit(file: File) -> None:
+    app, asked = Starlette(), Asked("once")
+    db = Transept(file.config(), app)
+    app.router.routes.append(Route("/", writer(db), methods=["POST"]))
+    add_starlette_http_db_session_middleware(app)
+    add_starlette_http_db_session_middleware(app, asked)
+    add_starlette_http_db_session_middleware(app, asked)
+    add_starlette_http_db_session_middleware(app)
+    assert (await post(app)).status_code == 201
+    assert (len(asked.sessions), file.held()) == (1, [1])
+
+
+async def test_the_function_refuses_to_replace_a_before_commit_and_changes_nothing(
+    file: File, other_file: File
+) -> None:
+    app = Starlette()
+    Transept(file.config(), app)
+    add_starlette_http_db_session_middleware(app, Asked("first"))
+    other = other_file.config(bind_key="other")
+    with pytest.raises(ImproperConfigurationError, match=r"before_commit=<second>.* <first>"):
+        add_starlette_http_db_session_middleware(app, Asked("second"), databases=other)
+    with pytest.raises(ImproperConfigurationError, match="two have 'default'"):
+        add_starlette_http_db_session_middleware(app, databases=[other, other_file.config()])
+    app.router.routes.append(Route("/", keys))
+    assert (await get(app)).json() == ["default"]
+
+
+async def keys(request: Request) -> Response:
+    units: Any = request.scope[SCOPE_KEY]
+    return JSONResponse([database.key for database in units.origin().registry])
+
+
+@pytest.mark.parametrize(("given", "says"), [([], "databases=\\[\\]"), ([3], "databases has 3")])
+async def test_the_function_speaks_of_its_own_argument(given: Any, says: str) -> None:
+    with pytest.raises(ImproperConfigurationError, match=says):
+        add_starlette_http_db_session_middleware(Starlette(), databases=given)

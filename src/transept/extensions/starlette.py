@@ -86,9 +86,7 @@ class Extension:
             registry = Registry(self._registry)
             _install(app, registry)
         else:
-            Registry([*registry, *self._registry])  # refuses a clash before anything has changed
-            for database in self._registry:
-                registry.add(database)
+            _add_all(registry, self._registry)
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -248,18 +246,26 @@ def add_starlette_http_db_session_middleware(
         databases: those to be known by name, and to be started and stopped with the app. Others are passed to
             `db_session` as they are.
 
+    Called again, it adds databases, and a `before_commit` where there is none.
+
     Raises:
-        ImproperConfigurationError: the app has started.
+        ImproperConfigurationError: the app has started, or would ask another `before_commit`.
     """
-    given = databases if databases != () else Registry()
+    given = Registry.of(databases if databases != () else Registry(), "databases")
     registry = _registry_of(app)
     if registry is None:
-        _install(app, Registry(Registry.of(given), first_is_default=False), before_commit)
+        _install(app, Registry(given, first_is_default=False), before_commit)
         return
-    for database in Registry.of(given):
-        registry.add(database)
-    if before_commit is not None:
-        _gate_of(app).kwargs["before_commit"] = before_commit
+    _refuse_started(app)
+    settings = _gate_of(app).kwargs
+    asked = settings["before_commit"]
+    if asked is not None and before_commit not in (None, asked):
+        raise ImproperConfigurationError(
+            f"before_commit={before_commit!r} would replace {asked!r}, which this app asks already: pass one function "
+            "that calls both."
+        )
+    _add_all(registry, given)
+    settings["before_commit"] = before_commit if asked is None else asked
 
 
 class StarletteHTTPDBSessionMiddleware(ASGIHTTPDBSessionMiddleware):
@@ -338,12 +344,22 @@ def _registry_of(app: Starlette) -> Registry | None:
     return registry if isinstance(registry, Registry) else None
 
 
-def _install(app: Starlette, registry: Registry, before_commit: BeforeCommit | None = None) -> None:
+def _add_all(registry: Registry, databases: Registry) -> None:
+    Registry([*registry, *databases])  # refuses a clash before anything has changed
+    for database in databases:
+        registry.add(database)
+
+
+def _refuse_started(app: Starlette) -> None:
     if app.middleware_stack is not None:
         raise ImproperConfigurationError(
-            "this app has started already, so its middleware is fixed: create Transept(..., app=app), or call "
-            "init_app(app), before the first request."
+            "this app has started already, so its middleware is fixed: create Transept(..., app=app), call "
+            "init_app(app) or add the gate's middleware, before the first request."
         )
+
+
+def _install(app: Starlette, registry: Registry, before_commit: BeforeCommit | None = None) -> None:
+    _refuse_started(app)
     gate = Middleware(
         ASGIGate, registry=registry, answer=answer_by_handlers, before_commit=before_commit, runs_ahead=runs_ahead
     )
