@@ -212,8 +212,13 @@ def put_db_session_to_context(database: Database, session: Any) -> None:
     """Make a session that you made the current unit's session of this database. The unit settles and ends it.
 
     Raises:
-        UsageError: it has one already.
+        UsageError: it has one already, or this is no session of it.
     """
+    if not hasattr(database, "policy"):
+        raise UsageError(
+            f"put_db_session_to_context(): {database!r} is no database: pass the database itself (such as a DBConnect) "
+            "first, then the session."
+        )
     current_unit().adopt(database, session)
 
 

@@ -162,9 +162,9 @@ class Unit:
         """Give this database's connection back, and forget what its session has read. Uncommitted work is lost."""
         handle = self._handles.get(database)
         if handle is not None:
+            self._refuse_inside_block(database, "close_db_session")
             if handle.wrote():
                 await self.rollback(database)
-            self._refuse_inside_block(database, "close_db_session")
             await self.host.shielded(self._let_go(database, handle))
 
     def has_open(self, database: Database) -> bool:

@@ -348,8 +348,9 @@ async def test_inside_a_block_nobody_ends_a_transaction(pg: Postgres, block: Any
     async def work() -> None:
         async with atomic_db_session(database) if block is None else block():
             await (await db_session(database)).execute(insert(1))
-            for end in (commit_db_session, rollback_db_session, close_db_session):
-                with pytest.raises(UsageError, match="inside a block"):
+            ends = {"commit": commit_db_session, "rollback": rollback_db_session, "close_db_session": close_db_session}
+            for name, end in ends.items():
+                with pytest.raises(UsageError, match=f"{name} on database 'default' inside a block"):
                     await end(database)
             await (await db_session(database)).execute(insert(2))
 
@@ -448,6 +449,28 @@ async def test_a_database_that_takes_no_sessions_in_says_so(pg: Postgres) -> Non
     async with unit_of_work():
         with pytest.raises(UsageError, match="cannot take in"):
             put_db_session_to_context(AsyncpgConfig(pool_config={"dsn": pg.server.dsn}), object())
+
+
+async def test_a_session_of_the_other_colour_is_not_taken_in(pg: Postgres, file: File) -> None:
+    database, blocking = pg.dbconnect(), file.sync_config()
+    async with unit_of_work():
+        async with pg.config().create_session_maker()() as session:
+            with pytest.raises(UsageError, match=r"database 'default' has sync sessions.*: .*AsyncSession object"):
+                put_db_session_to_context(blocking, session)
+            await session.execute(insert(1))  # it is as it was
+        for awaits in (database, pg.config()):
+            with pytest.raises(UsageError, match=r"database 'default' has async sessions.*: .*Session object"):
+                put_db_session_to_context(awaits, blocking.create_session_maker()())
+            assert get_db_session_from_context(awaits) is None
+
+
+@pytest.mark.parametrize("key", [None, "default"])
+async def test_a_session_that_is_put_where_the_database_belongs_says_so(pg: Postgres, key: str | None) -> None:
+    database = pg.dbconnect()
+    async with unit_of_work():
+        session = await db_session(database)
+        with pytest.raises(UsageError, match=r"is no database: .* first, then the session"):
+            put_db_session_to_context(key or session, database)  # type: ignore[arg-type]
 
 
 async def test_a_session_of_the_apps_own_whose_transaction_was_aborted_fails_the_commit(pg: Postgres) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from transept.alchemy.session import Seat, guard, is_clean, unguard
 from transept.alchemy.truth import in_doubt
-from transept.errors import CommitInDoubt, PartlyCommitted
+from transept.errors import CommitInDoubt, PartlyCommitted, UsageError
 
 __all__ = ["AsyncHandle", "BlockingHandle"]
 
@@ -150,6 +150,11 @@ class AlchemyHandle:
 class BlockingHandle(AlchemyHandle):
     """A `Session` in a unit of work."""
 
+    def __init__(self, session: Session, seat: Seat) -> None:
+        if not isinstance(session, Session):
+            raise _other_kind(seat, "sync sessions (SQLAlchemy's Session)", session)
+        super().__init__(session, seat)
+
     @property
     def session(self) -> Session:
         return self._session
@@ -164,6 +169,8 @@ class AsyncHandle(AlchemyHandle):
     """An `AsyncSession` in a unit of work: the same code over the `Session` inside it."""
 
     def __init__(self, session: AsyncSession, seat: Seat) -> None:
+        if not isinstance(session, AsyncSession):
+            raise _other_kind(seat, "async sessions (SQLAlchemy's AsyncSession)", session)
         super().__init__(session.sync_session, seat)
         self._async_session = session
 
@@ -183,6 +190,10 @@ class AsyncHandle(AlchemyHandle):
 
     def _hop(self, work: Callable[[], T]) -> Awaitable[T]:
         return greenlet_spawn(work)
+
+
+def _other_kind(seat: Seat, expected: str, given: object) -> UsageError:
+    return UsageError(f"database {seat.key!r} has {expected}, and this is none: {given!r}.")
 
 
 async def _done(work: Callable[[], T]) -> T:

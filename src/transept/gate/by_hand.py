@@ -85,7 +85,7 @@ async def commit_all_sessions(before_commit: BeforeCommit | None = None) -> None
         keys = [database.key for database, handle in unit.handles() if handle.in_transaction()]
         settled = await unit.settle(always)
         if keys and settled.kept is False and unit.doomed is not None:
-            raise CommitFailed(", ".join(keys), unit.doomed)
+            raise CommitFailed(", ".join(keys), unit.doomed, "")
 
 
 async def rollback_all_sessions() -> None:
