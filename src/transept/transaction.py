@@ -41,7 +41,8 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
     - ``"nested"``: a savepoint of it. An error undoes the block alone.
     - ``"requires_new"``: a unit of its own, with a connection of its own.
     - ``"mandatory"``: a part of it, and `OutsideScope` where there is none.
-    - ``"never"``: no unit at all. `UsageError` if a transaction is open; inside the block no session can be had.
+    - ``"never"``: none is current inside: `db_session()` gives no session (the request still does). `UsageError` if a
+      transaction is open.
 
     ``reads_only=True`` says of a unit made here that it will not write: SQLite then takes no write lock.
 
