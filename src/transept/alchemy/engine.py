@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import event
@@ -19,6 +22,8 @@ from transept.turn import on_loop
 __all__ = ["end_dropped_transactions", "is_memory", "keeper_of", "make_engine", "shared_memory"]
 
 E = TypeVar("E", Engine, AsyncEngine)
+
+INTERRUPT_SECONDS = 0.01
 
 
 class LoopAwareQueue(Queue[Any]):
@@ -96,8 +101,34 @@ def end_dropped_transactions(engine: Engine) -> None:
 
 
 def _dropped(connection: Any, record: Any, error: Any) -> None:
-    """aiosqlite would finish the statement and then close, and its open cursor would keep the lock."""
-    raw = getattr(connection.driver_connection, "_connection", None)
-    if isinstance(raw, sqlite3.Connection):
-        raw.interrupt()
-        raw.rollback()
+    """aiosqlite would finish the statement and then close, and its open cursor would keep the lock.
+
+    The rollback waits in aiosqlite's queue behind the statement, which may not have begun yet: after the rollback it
+    would be kept at once. Nothing but `interrupt` may be called from here, as the rest waits for the statement, even
+    with Python's lock held.
+    """
+    driver = connection.driver_connection
+    raw = getattr(driver, "_connection", None)
+    if not isinstance(raw, sqlite3.Connection):
+        return
+    loop = asyncio._get_running_loop()
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        """Again and again: it is lost on a statement that has not begun."""
+        if not ended.is_set():
+            with suppress(sqlite3.ProgrammingError):  # closed right now
+                raw.interrupt()
+            if loop is not None:
+                loop.call_later(INTERRUPT_SECONDS, interrupt)
+
+    driver._tx.put_nowait((None if loop is None else loop.create_future(), lambda: _roll_back(raw, ended)))
+    interrupt()
+
+
+def _roll_back(raw: sqlite3.Connection, ended: threading.Event) -> None:
+    """In aiosqlite's thread. An interrupt may be under way, and strike once more."""
+    ended.set()
+    for _ in range(2):
+        with suppress(sqlite3.Error):
+            raw.rollback()
