@@ -176,6 +176,11 @@ def _names(keys: Iterable[str]) -> str:
     return ", ".join(repr(key) for key in keys)
 
 
+def inside_a_block(what: str) -> UsageError:
+    """The error for code that ends a transaction inside a block."""
+    return UsageError(f"{what} inside a block, whose end decides what is kept: do it outside of the block.")
+
+
 def unknown_value(setting: str, value: object, allowed: Iterable[str]) -> ImproperConfigurationError:
     """The error for a value that is not one of `allowed`: names the setting, the value and the nearest known one."""
     known = sorted(allowed)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, overload
 from transept._bridge import is_async
 from transept.block import INNERMOST, Block
 from transept.database import Adopts, Database, Gives, Handle, Registry, must_prepare
-from transept.errors import CommitFailed, OutsideScope, UsageError
+from transept.errors import CommitFailed, OutsideScope, UsageError, inside_a_block
 from transept.hooks import Hook, Hooks
 from transept.settling import Host, Keeps, Leaf, Part, Settled, Settling, Spare
 
@@ -366,10 +366,7 @@ class Unit:
 
     def _refuse_inside_block(self, database: Database, what: str) -> None:
         if self.in_block(database):
-            raise UsageError(
-                f"{what} on database {database.key!r} inside a block, whose end decides what is kept: do it outside "
-                "of the block."
-            )
+            raise inside_a_block(f"{what} on database {database.key!r}")
 
     async def _end_now(self, database: Database, commit: bool) -> None:
         if not self.has_open(database):

@@ -21,6 +21,7 @@ from starlette.routing import WebSocketRoute
 from transept import (
     ASGIHTTPDBSessionMiddleware,
     CommitFailed,
+    UsageError,
     atomic_db_session,
     commit_db_session,
     db_session,
@@ -29,6 +30,7 @@ from transept import (
     transaction,
     unit_of_work,
 )
+from transept.adapters.asyncpg import AsyncpgConfig
 from transept.alchemy import SQLAlchemySyncConfig
 from transept.extensions.fastapi import add_fastapi_http_db_session_middleware
 
@@ -158,7 +160,7 @@ async def test_a_nested_block_whose_transaction_the_server_ended_is_no_success(f
 
 @pytest.mark.parametrize("block", [BLOCKS[0], BLOCKS[2]], ids=["atomic", "nested"])
 async def test_a_nested_block_that_cannot_be_undone_is_no_success(pg: Postgres, block: Any) -> None:
-    """The app committed its session by hand, so the savepoint is gone."""
+    """The app committed behind the session's back, so the savepoint is gone."""
     database = pg.dbconnect()
 
     async def work() -> None:
@@ -167,13 +169,72 @@ async def test_a_nested_block_that_cannot_be_undone_is_no_success(pg: Postgres, 
             with suppress(Boom):
                 async with block(database):
                     await session.execute(insert(2))
-                    await session.commit()
+                    await session.execute(text("COMMIT AND CHAIN"))
                     await session.execute(insert(3))
                     raise Boom
             await session.execute(insert(4))
 
     assert (await post(served(work))).status_code == 500
     assert pg.held() == [1, 2]
+
+
+@pytest.mark.parametrize("block", [BLOCKS[0], BLOCKS[2]], ids=["atomic", "nested"])
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+async def test_inside_a_savepoint_the_session_itself_refuses_to_end_the_transaction(
+    pg: Postgres, block: Any, end: str
+) -> None:
+    database = pg.dbconnect()
+
+    async def work() -> None:
+        async with atomic_db_session(database) as session:
+            await session.execute(insert(1))
+            async with block(database):
+                await session.execute(insert(2))
+                async with session.begin_nested():  # the app's own savepoints end as ever
+                    await session.execute(insert(3))
+                with pytest.raises(UsageError, match=rf"session\.{end}\(\) on database 'default' inside a block"):
+                    await getattr(session, end)()
+                await session.execute(insert(4))
+            with suppress(Boom):
+                async with block(database):
+                    await session.execute(insert(5))
+                    raise Boom
+        await session.execute(insert(6))
+        await getattr(session, end)()  # no block is open any more
+
+    assert (await post(served(work))).status_code == 201
+    assert pg.held() == [1, 2, 3, 4, 6][: 5 if end == "commit" else 4]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_inside_a_savepoint_a_sync_session_refuses_as_well(file: File, end: str) -> None:
+    database = file.sync_config()
+    with unit_of_work() as unit:
+        session = unit.session(database)
+        session.execute(insert(1))
+        with unit_of_work():
+            with pytest.raises(UsageError, match=rf"session\.{end}\(\)"):
+                getattr(session, end)()
+            session.execute(insert(2))
+    assert file.held() == [1, 2]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+async def test_inside_a_savepoint_a_sql_session_refuses_as_well(pg: Postgres, end: str) -> None:
+    database = AsyncpgConfig(pool_config={"dsn": pg.server.dsn})
+    async with unit_of_work() as unit:
+        session = unit.session(database)
+        await session.execute("INSERT INTO held VALUES (1)")
+        async with unit_of_work():
+            with pytest.raises(UsageError, match=rf"session\.{end}\(\)"):
+                await getattr(session, end)()
+            await session.execute("INSERT INTO held VALUES (2)")
+        with suppress(Boom):
+            async with unit_of_work():
+                raise Boom
+        await session.commit()
+        assert pg.held() == [1, 2]
+    await database.stop()
 
 
 async def test_nested_blocks_of_two_tasks_that_interleave_tell_no_lie(pg: Postgres) -> None:

@@ -69,7 +69,9 @@ class AlchemyHandle:
         await self._run(self._session.invalidate)
 
     async def savepoint(self) -> SessionTransaction:
-        return await self._run(self._session.begin_nested)
+        made = await self._run(self._session.begin_nested)
+        self._seat.savepoints.add(made)
+        return made
 
     async def rollback_to(self, savepoint: SessionTransaction) -> None:
         await self._run(savepoint.rollback)
@@ -124,6 +126,7 @@ class AlchemyHandle:
 
     def _rollback(self) -> None:
         self._seat.close_cursors()
+        self._seat.savepoints.clear()
         transactions = [connection.get_transaction() for connection in self._seat.connections]
         if None not in transactions:
             self._session.rollback()

@@ -21,7 +21,7 @@ from sqlalchemy.util import await_only
 
 from transept._sqlite import MAY_WRITE
 from transept.alchemy.truth import began, joined, may_be_gone, watch, why_gone
-from transept.errors import IN_BLOCK, CommitFailed
+from transept.errors import IN_BLOCK, CommitFailed, inside_a_block
 from transept.turn import TaskTurn, ThreadTurn
 from transept.unit import Hooks
 
@@ -65,6 +65,7 @@ class Seat:
         "marks",
         "may_write",
         "route",
+        "savepoints",
         "turn",
         "wrote",
     )
@@ -88,6 +89,7 @@ class Seat:
         self.connections: dict[Connection, None] = {}
         self.cursors: WeakSet[LiveCursor] | tuple[()] = ()
         self.marks: dict[SessionTransaction, int] = {}
+        self.savepoints: set[SessionTransaction] = set()  # of the unit's blocks
         self.wrote = False
         self.app_ended: bool | None = None
 
@@ -190,6 +192,8 @@ def guarded_class(plain: Any) -> Any:
     if kept is not None:
         return kept
     methods: dict[str, Any] = {name: _taking_turn(getattr(plain, name), name) for name in GUARDED}
+    for name in ("commit", "rollback"):
+        methods[name] = _outside_of_blocks(methods[name], name)
     for name in HARMLESS_AFTER_THE_END:
         methods[name] = _harmless_after_the_end(methods.get(name) or _taking_turn(getattr(plain, name), name))
     bases = (Listening,) if issubclass(Listening, plain) else (plain, Listening)
@@ -268,6 +272,19 @@ def _taking_turn(method: Callable[..., Any], name: str) -> Callable[..., Any]:
             return result
         finally:
             seat.leave(outside)
+
+    return guarded
+
+
+def _outside_of_blocks(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The app's own end of a transaction would take the savepoints of open blocks with it."""
+
+    @functools.wraps(method)
+    def guarded(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        seat: Seat = self.transept_seat
+        if seat.savepoints and not seat.turn.settling:
+            raise inside_a_block(f"session.{name}() on database {seat.key!r}")
+        return method(self, *arguments, **keywords)
 
     return guarded
 
@@ -372,8 +389,10 @@ def _after_transaction_create(session: Any, transaction: SessionTransaction) -> 
 
 def _after_transaction_end(session: Any, transaction: SessionTransaction) -> None:
     """Also told when the app closes its session and goes on with it."""
+    seat: Seat = session.transept_seat
+    seat.savepoints.discard(transaction)
     if transaction.parent is None:
-        session.transept_seat.connections.clear()
+        seat.connections.clear()
 
 
 def _after_soft_rollback(session: Any, previous: SessionTransaction) -> None:

@@ -19,7 +19,7 @@ from contextvars import Token
 
 from transept.context import CURRENT, LOOP, NamedScope, UnitScope, open_scope
 from transept.database import Database
-from transept.errors import CommitFailed, ContextAlreadyInitiatedError, OutsideScope, UsageError
+from transept.errors import CommitFailed, ContextAlreadyInitiatedError, OutsideScope, inside_a_block
 from transept.gate.answer import always, outcome_of, report
 from transept.unit import BeforeCommit, Unit
 
@@ -131,7 +131,7 @@ def _unit(asks: str, before_commit: BeforeCommit | None = None) -> Unit | None:
 
 def _refuse_inside_block(unit: Unit | None, asks: str) -> None:
     if unit is not None and unit.blocks:
-        raise UsageError(f"{asks}() inside a block, whose end decides what is kept: do it outside of the block.")
+        raise inside_a_block(f"{asks}()")
 
 
 def _never(database: Database | None) -> bool:

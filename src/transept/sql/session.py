@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from transept._bridge import run_now
-from transept.errors import CommitFailed
+from transept.errors import CommitFailed, inside_a_block
 from transept.turn import TaskTurn, ThreadTurn
 
 logger = logging.getLogger("transept")
@@ -90,6 +90,7 @@ class SQLHandle:
         self._beginning = False
         self._failed: str | None = None
         self._savepoints = 0
+        self._open_savepoints: set[str] = set()
         self._wrote = False
         self._app_ended: bool | None = None
         self.session: Any = SQLSession(self) if isinstance(turn, TaskTurn) else BlockingSQLSession(self)
@@ -112,6 +113,9 @@ class SQLHandle:
         """The app's own commit or rollback."""
         if self._turn.over() and not commit:
             return
+        if self._open_savepoints and not self._turn.settling:
+            end = "commit" if commit else "rollback"
+            raise inside_a_block(f"session.{end}() on database {self._database.key!r}")
         await self._take()
         try:
             if self._link is not None:
@@ -165,16 +169,19 @@ class SQLHandle:
         self._savepoints += 1
         name = f"transept_{self._savepoints}"
         await self._linked().run(f"SAVEPOINT {name}", ())
+        self._open_savepoints.add(name)
         return name
 
     async def rollback_to(self, savepoint: str) -> None:
         link = self._linked()
+        self._open_savepoints.discard(savepoint)
         await link.run(f"ROLLBACK TO SAVEPOINT {savepoint}", ())
         await link.run(f"RELEASE SAVEPOINT {savepoint}", ())
         self._failed = None
 
     async def release_savepoint(self, savepoint: str) -> None:
         await self._linked().run(f"RELEASE SAVEPOINT {savepoint}", ())
+        self._open_savepoints.discard(savepoint)
 
     def end(self, owner: str) -> None:
         self._turn.ended = owner
@@ -214,6 +221,7 @@ class SQLHandle:
     def _forget(self) -> None:
         self._failed = None
         self._wrote = False
+        self._open_savepoints.clear()
 
     def _linked(self) -> Link:
         if self._link is None:
