@@ -17,6 +17,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from servers import ports
@@ -79,8 +80,8 @@ def serving(bin_: Path, data: Path, server: Server) -> list[object]:
 
 
 @contextmanager
-def mariadb() -> Iterator[Server]:
-    """A MariaDB from the binaries on this machine."""
+def mariadb(special: Mapping[str, object] = MappingProxyType({})) -> Iterator[Server]:
+    """A MariaDB from the binaries on this machine, perhaps with special settings."""
     daemon, install = program("mariadbd", "mysqld"), program("mariadb-install-db", "mysql_install_db")
     user = unprivileged("mysql")
     with directory("mariadb", user) as base:
@@ -96,6 +97,7 @@ def mariadb() -> Iterator[Server]:
             "innodb-flush-log-at-trx-commit": 0,
             "max-connections": 100,
             "character-set-server": "utf8mb4",
+            **special,
         }
         command = [daemon, "--no-defaults", "--skip-name-resolve", *options(settings)]
         server = Server("mariadb", ports.HOST, port, "root", how=f"started from {daemon}")

@@ -2,8 +2,9 @@
 
 Rule 1: PostgreSQL aborts a transaction at its first error and answers COMMIT with ROLLBACK; psycopg knows it exactly
 and for free, asyncpg is asked, and only after an error that no savepoint undid.
-Rule 2: MySQL and MariaDB end the transaction at 1213 (and a few kin) and go on in a new one; SQLite ends it at FULL,
-IOERR, NOMEM, INTERRUPT and OR ROLLBACK. No savepoint brings it back. Other errors undo their statement alone.
+Rule 2: MySQL and MariaDB end the transaction at 1213 (and a few kin), at 1205 if they are set to, and go on in a new
+one; SQLite ends it at FULL, IOERR, NOMEM, INTERRUPT and OR ROLLBACK. No savepoint brings it back, and one that is
+gone tells that its transaction is. Other errors undo their statement alone.
 Rule 3: a COMMIT that the server answered with an error failed; one that got no answer is in doubt. What was raised
 before the driver was told to commit, such as by a listener of the app's, is never in doubt.
 
@@ -14,6 +15,7 @@ Errors are told apart by code, never by class or text. What the servers do was s
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 from weakref import WeakSet
 
@@ -34,6 +36,8 @@ IN_ERROR = 3  # libpq's PQTRANS_INERROR, in psycopg and psycopg2
 # 1020 a changed record under innodb_snapshot_isolation, 1180 an error while committing.
 MYSQL_ENDS = frozenset({1213, 1614, 1020, 1180})
 MYSQL_LOCK_WAIT = 1205
+MYSQL_NO_SUCH_SAVEPOINT = 1305  # nor function, nor procedure
+OF_OUR_SAVEPOINT = re.compile(r"(ROLLBACK TO|RELEASE) SAVEPOINT sa_savepoint_\d+$")  # as SQLAlchemy names them
 MYSQL_GONE_BEFORE_SENT = frozenset({0, 2006})
 
 _watched: WeakSet[Engine] = WeakSet()
@@ -41,7 +45,7 @@ _unanswered: WeakSet[Connection] = WeakSet()
 
 
 class Mark:
-    """An error in the open transaction: what it said, and whether it surely ended the transaction."""
+    """An error in the open transaction: what it said, and whether it surely ended the transaction, or may have."""
 
     __slots__ = ("ended", "lock_wait", "text")
 
@@ -49,6 +53,11 @@ class Mark:
         self.text = text
         self.ended = ended
         self.lock_wait = lock_wait
+
+    @property
+    def stays(self) -> bool:
+        """Whether no savepoint undoes it, and no lesser error takes its place."""
+        return self.ended or self.lock_wait
 
 
 def watch(engine: Engine) -> None:
@@ -155,11 +164,11 @@ def _note_error(context: ExceptionContext) -> None:
     mark = Mark(str(original).strip().split("\n")[0] or type(original).__name__)
     if dialect in ("mysql", "mariadb"):
         number = _mysql_number(original)
-        mark.ended, mark.lock_wait = number in MYSQL_ENDS, number == MYSQL_LOCK_WAIT
+        mark.ended, mark.lock_wait = _mysql_ended(number, context.statement), number == MYSQL_LOCK_WAIT
     elif dialect == "sqlite":
         mark.ended = _sqlite_ended(connection, original)
     earlier = connection.info.get(MARK)
-    if earlier is None or not earlier.ended:
+    if earlier is None or not earlier.stays or (mark.ended and not earlier.ended):
         connection.info[MARK] = mark
         event.listen(connection, "rollback_savepoint", _note_undone)
 
@@ -173,7 +182,7 @@ def _begin_really(connection: Connection, name: str) -> None:
 def _note_undone(connection: Connection, name: str, context: None) -> None:
     """Sent before ROLLBACK TO; a failure there is noted anew."""
     mark = connection.info.get(MARK)
-    if mark is not None and not mark.ended:
+    if mark is not None and not mark.stays:
         del connection.info[MARK]
 
 
@@ -194,6 +203,11 @@ def _begin_sqlite(connection: Connection) -> None:
 
 def _driver(connection: Connection) -> Any:
     return connection.connection.driver_connection
+
+
+def _mysql_ended(number: int | None, statement: str | None) -> bool:
+    of_savepoint = number == MYSQL_NO_SUCH_SAVEPOINT and OF_OUR_SAVEPOINT.match(statement or "") is not None
+    return of_savepoint or number in MYSQL_ENDS
 
 
 def _mysql_number(original: Any) -> int | None:
