@@ -372,10 +372,11 @@ class Unit:
         if not self.has_open(database):
             return
         self._refuse_inside_block(database, "commit" if commit else "rollback")
+        kept = commit and self._doomed is None
+        await self.settle(lambda one: kept, lambda one, _: one is not database)
+        self._app_ended[database] = kept
         if commit and self._doomed is not None:
             raise CommitFailed(database.key, self._doomed, "")
-        await self.settle(lambda one: commit, lambda one, _: one is not database)
-        self._app_ended[database] = commit
 
     async def _let_go(self, database: Database, handle: Handle) -> None:
         if not handle.hold_now():

@@ -15,7 +15,9 @@ from transept import (
     CommitFailed,
     after_commit,
     atomic_db_session,
+    commit_db_session,
     db_session,
+    doom,
     new_non_ctx_atomic_session,
     transaction,
     unit_of_work,
@@ -219,3 +221,17 @@ async def test_a_before_commit_may_commit_elsewhere_and_is_not_asked_about_that(
     app = served(work, before_commit)
     assert (await post(app)).status_code == 201
     assert (pg.held(), len(asked)) == ([1, 2], 1)
+
+
+async def test_a_commit_by_hand_in_a_doomed_unit_rolls_back_and_says_why(pg: Postgres) -> None:
+    database = pg.dbconnect()
+
+    async def work() -> None:
+        await write(database, 1)
+        doom("not today")
+        with pytest.raises(CommitFailed, match=r"^nothing was committed on database 'default': not today\.$"):
+            await commit_db_session(database)
+        assert pg.out_of_pools() == 0
+
+    assert (await post(served(work))).status_code == 201
+    assert pg.held() == []

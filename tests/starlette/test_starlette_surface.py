@@ -81,6 +81,18 @@ def test_init_app_after_the_app_has_started_says_when_to_call_it(file: File) -> 
         Transept(file.config(), app)
 
 
+async def test_a_second_database_for_an_app_that_has_started_is_refused_and_the_first_is_nothing_new(
+    file: File, other_file: File
+) -> None:
+    app = Starlette(routes=[Route("/", lambda request: Response())])
+    db = Transept(file.config(), app)
+    async with calling(app) as client:
+        assert (await client.get("/")).status_code == 200
+    db.init_app(app)
+    with pytest.raises(ImproperConfigurationError, match="started already"):
+        Transept(other_file.config(bind_key="other"), app)
+
+
 def test_a_lifespan_by_hand_and_init_app_start_once_and_stop_once(file: File) -> None:
     config = file.config()
     seen = counting(config)

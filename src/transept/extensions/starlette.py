@@ -85,7 +85,8 @@ class Extension:
         if registry is None:
             registry = Registry(self._registry)
             _install(app, registry)
-        else:
+        elif any(database not in registry for database in self._registry):
+            _refuse_started(app)
             _add_all(registry, self._registry)
 
     @asynccontextmanager
