@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-__all__ = ["PerLoop"]
+__all__ = ["PerLoop", "started"]
 
 T = TypeVar("T")
 
@@ -47,14 +47,43 @@ class PerLoop(Generic[T]):
                 self._claimed[loop] = (resource, _closing_with_the_loop(resource, self._close))
             return resource
 
-    async def close(self) -> None:
-        """Close the running loop's resource; those of other loops close with their loops. It may be made anew."""
-        claimed = self._claimed.pop(asyncio.get_running_loop(), None)
+    def loops(self) -> list[asyncio.AbstractEventLoop]:
+        """Those that have a resource."""
+        with self._lock:
+            return list(self._claimed)
+
+    async def close(self, unless: Callable[[T], bool] = lambda resource: False) -> None:
+        """Close the running loop's resource, unless it is one to keep. It may be made anew.
+
+        Those of other loops close with their loops.
+        """
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            claimed, unclaimed = self._claimed.get(loop), self._unclaimed
+            if claimed is not None and unless(claimed[0]):
+                claimed = None
+            if unclaimed is not None and unless(unclaimed):
+                unclaimed = None
+            if claimed is not None:
+                del self._claimed[loop]
+            if unclaimed is not None:
+                self._unclaimed = None
         if claimed is not None:
             await claimed[1].aclose()
-        unclaimed, self._unclaimed = self._unclaimed, None
         if unclaimed is not None:
             await self._close(unclaimed)
+
+
+class _LastTask(asyncio.Task[None]):
+    """A task that the end of its loop waits for instead of cancelling it: that is done while no loop runs."""
+
+    def cancel(self, msg: Any = None) -> bool:
+        return asyncio._get_running_loop() is not None and super().cancel(msg)
+
+
+def started(closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Closes something on the running loop, which does not end before that is done."""
+    return _LastTask(closing, loop=asyncio.get_running_loop())
 
 
 def _closing_with_the_loop(resource: T, close: Callable[[T], Awaitable[None]]) -> AsyncGenerator[None, Any]:

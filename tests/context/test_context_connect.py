@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 from typing import Any
 
@@ -447,6 +448,112 @@ def test_several_event_loops_may_change_the_host(pg: Postgres) -> None:
     assert len(pg.disposed) == len(pg.engines) == 6
     assert asyncio.run(eventually(lambda: pg.backends() == 0))
     asyncio.run(database.close())
+
+
+class OtherLoop:
+    """An event loop that runs in another thread, in which a unit can be begun and ended."""
+
+    def __init__(self, database: DBConnect) -> None:
+        self._database = database
+        self._loop = asyncio.new_event_loop()
+        self._ending = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._closing.wait())
+
+    def __enter__(self) -> OtherLoop:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join()
+
+    async def run(self, work: Any) -> Any:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def begin_unit(self) -> None:
+        begun = asyncio.Event()
+
+        async def unit() -> None:
+            async with unit_of_work():
+                await host_of(self._database)
+                begun.set()
+                await self._ending.wait()
+
+        async def begin() -> None:
+            self._unit = asyncio.create_task(unit())
+            await begun.wait()
+
+        await self.run(begin())
+
+    async def end_unit(self) -> None:
+        async def end() -> None:
+            self._ending.set()
+            await self._unit
+
+        await self.run(end())
+
+
+async def test_a_change_of_host_disposes_the_engines_of_all_event_loops(pg: Postgres) -> None:
+    database = pg.dbconnect()
+    with OtherLoop(database) as other:
+        await run_in_new_ctx(host_of, database)
+        await other.run(run_in_new_ctx(host_of, database))
+        assert (pg.disposed, pg.backends()) == ([], 2)
+        await database.change_host(THERE)
+        assert await eventually(lambda: (pg.disposed, pg.backends()) == ([HERE, HERE], 0))
+
+
+@pytest.mark.parametrize("ends", ["change_host", "close"])
+async def test_an_engine_is_disposed_when_its_own_event_loop_uses_it_no_more(pg: Postgres, ends: str) -> None:
+    database = pg.dbconnect()
+    with OtherLoop(database) as other:
+        await run_in_new_ctx(host_of, database)
+        await other.begin_unit()
+        await (database.change_host(THERE) if ends == "change_host" else database.close())
+        assert (pg.disposed, pg.backends()) == ([HERE], 1)
+        await other.end_unit()
+        assert await eventually(lambda: (pg.disposed, pg.backends()) == ([HERE, HERE], 0))
+        await run_in_new_ctx(host_of, database)
+        await database.close()
+        assert (len(pg.disposed), pg.backends()) == (3, 0)
+
+
+async def test_an_engine_is_disposed_while_another_event_loop_still_uses_the_host(pg: Postgres) -> None:
+    database = pg.dbconnect()
+    with OtherLoop(database) as other:
+        await other.begin_unit()
+        async with unit_of_work():
+            await host_of(database)
+            await database.change_host(THERE)
+            assert pg.disposed == []
+        assert await eventually(lambda: (pg.disposed, pg.backends()) == ([HERE], 1))
+        await other.end_unit()
+    await database.close()
+    assert (sorted(pg.disposed), pg.backends()) == ([HERE, HERE, THERE], 0)
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_an_event_loop_that_ends_lets_the_disposal_end(
+    pg: Postgres, turns: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = pg.dbconnect()
+
+    async def use() -> None:
+        async with unit_of_work():
+            await host_of(database)
+            await database.connect(HERE)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    asyncio.run(use())
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+    assert pg.disposed == [HERE, HERE]
+    assert asyncio.run(eventually(lambda: pg.backends() == 0))
 
 
 def test_an_engine_may_be_asked_for_before_there_is_a_loop(pg: Postgres) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import finalize
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from transept._loops import PerLoop
+from transept._loops import PerLoop, started
 from transept.alchemy.handle import AsyncHandle
 from transept.alchemy.session import Seat
 from transept.config import DatabaseSettings, strict
@@ -91,9 +93,9 @@ class DBConnect(DatabaseSettings):
 
     async def connect(self, host: str) -> None:
         """Use this host from now on, with a new engine. Sessions in use finish on the old engine, which is disposed
-        when the last of them is done."""
+        when the last of them is done. That holds for each event loop, on which its own engine is disposed."""
         new = self._host(host)
-        new.engine()
+        new.made.get()
         with self._lock:
             old, self._at = self._at, new
         if old is not None:
@@ -107,24 +109,27 @@ class DBConnect(DatabaseSettings):
     async def session_maker(self) -> SessionMaker:
         """The session maker of the present host. What it makes is your own: nothing commits or closes it for you."""
         await self.prepare()
-        return self._present().maker()
+        return self._present().made.get().maker
 
     async def create_session(self) -> AsyncSession:
         """A new session of your own: nothing commits or closes it for you. Its engine lives as long as it does."""
         await self.prepare()
         at = self._present()
-        session = at.maker()()
-        at.users += 1
-        _when_collected(session, at.leave)
+        made = at.made.get()
+        session = made.maker()
+        _when_collected(session, at.entered(made))
         return session
 
     def get_engine(self) -> AsyncEngine:
         """The running event loop's engine of the present host."""
-        return self._present().engine()
+        return self._present().made.get().engine
 
     async def close(self) -> None:
-        """Dispose the engine, and those left behind by a change of host. Sessions in use finish first; what comes
-        later gets a new engine."""
+        """Dispose the engine, and wait for those left behind by a change of host. What comes later gets a new one.
+
+        An engine with sessions in use is disposed when the last of them is done, and that of another event loop by
+        that loop, as soon as it can: `close` does not wait for these.
+        """
         with self._lock:
             old = self._at
             if old is not None:
@@ -132,8 +137,8 @@ class DBConnect(DatabaseSettings):
         if old is not None:
             await old.retire()
         here = asyncio.get_running_loop()
-        while disposing := [one for one in self._disposing if one.get_loop() is here]:
-            await asyncio.gather(*disposing)
+        while disposing := [one for one in tuple(self._disposing) if one.get_loop() is here]:
+            await asyncio.gather(*map(asyncio.shield, disposing))
 
     # A database like every other.
 
@@ -147,9 +152,9 @@ class DBConnect(DatabaseSettings):
 
     def open(self, hooks: Hooks, reads_only: bool) -> AsyncHandle:
         at = self._present()
-        handle = self._handle(at.maker()(), hooks, reads_only)
-        at.users += 1
-        handle.when_over = at.leave
+        made = at.made.get()
+        handle = self._handle(made.maker(), hooks, reads_only)
+        handle.when_over = at.entered(made)
         return handle
 
     def adopt(self, session: AsyncSession, hooks: Hooks, reads_only: bool) -> AsyncHandle:
@@ -177,14 +182,14 @@ class DBConnect(DatabaseSettings):
             raise ImproperConfigurationError(f"DBConnect: host={name!r}: the name or address of a server is needed.")
         return Host(name, self._make, self._disposing)
 
-    def _make(self, host: str) -> tuple[AsyncEngine, SessionMaker]:
+    def _make(self, host: str) -> Made:
         engine = self._engine_creator(host)
         if not isinstance(engine, AsyncEngine):
             raise _not_made("engine_creator", engine, "an AsyncEngine is needed (create_async_engine)")
         maker = self._session_maker_creator(engine)
         if not callable(maker):
             raise _not_made("session_maker_creator", maker, "an async_sessionmaker is needed")
-        return engine, maker
+        return Made(engine, maker)
 
     def _present(self) -> Host:
         if self._at is None:
@@ -195,53 +200,67 @@ class DBConnect(DatabaseSettings):
         return self._at
 
 
-class Host:
-    """The engines for one host, one for each event loop, and how many sessions use them."""
+@dataclass(eq=False)
+class Made:
+    """An engine for one event loop, and how many sessions use it."""
 
-    def __init__(
-        self,
-        name: str,
-        make: Callable[[str], tuple[AsyncEngine, SessionMaker]],
-        disposing: set[asyncio.Future[None]],
-    ) -> None:
+    engine: AsyncEngine
+    maker: SessionMaker
+    users: int = 0
+
+    def in_use(self) -> bool:
+        return self.users > 0
+
+    async def dispose(self) -> None:
+        await self.engine.dispose()
+
+
+class Host:
+    """The engines for one host, one for each event loop. Their users are counted on their own loop only."""
+
+    def __init__(self, name: str, make: Callable[[str], Made], disposing: set[asyncio.Future[None]]) -> None:
         self.name = name
-        self.made = PerLoop(lambda: make(name), _dispose)
-        self.users = 0
+        self.made = PerLoop(lambda: make(name), Made.dispose)
         self._retired = False
         self._disposing = disposing
 
-    def engine(self) -> AsyncEngine:
-        return self.made.get()[0]
+    def entered(self, made: Made) -> Callable[[], None]:
+        """A session begins to use it; what is to be called, on the same loop, when it is done."""
+        made.users += 1
 
-    def maker(self) -> SessionMaker:
-        return self.made.get()[1]
+        def leave() -> None:
+            made.users -= 1
+            if self._retired and not made.users:
+                self._dispose_soon()
+
+        return leave
 
     async def retire(self) -> None:
-        """Nothing new will use it: dispose it now, or when the last user has left."""
+        """Nothing new will use it: each loop disposes its own, now, or when the last user has left."""
         self._retired = True
-        if not self.users:
-            await self.made.close()
+        here = asyncio.get_running_loop()
+        for loop in self.made.loops():
+            if loop is not here:
+                _on_loop(loop, self._dispose_soon)
+        await self._dispose()
 
-    def leave(self) -> None:
-        self.users -= 1
-        if self._retired and not self.users:
-            closing = asyncio.ensure_future(self.made.close())
-            self._disposing.add(closing)
-            closing.add_done_callback(self._disposing.discard)
+    async def _dispose(self) -> None:
+        await self.made.close(unless=Made.in_use)
+
+    def _dispose_soon(self) -> None:
+        closing = started(self._dispose())
+        self._disposing.add(closing)
+        closing.add_done_callback(self._disposing.discard)
 
 
 def _when_collected(session: AsyncSession, leave: Callable[[], None]) -> None:
     """A session of the app's own uses its engine as long as it lives. It may be collected in any thread."""
-    finalize(session, _leave_from_anywhere, asyncio.get_running_loop(), leave)
+    finalize(session, _on_loop, asyncio.get_running_loop(), leave)
 
 
-def _leave_from_anywhere(loop: asyncio.AbstractEventLoop, leave: Callable[[], None]) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(leave)
-
-
-async def _dispose(made: tuple[AsyncEngine, Any]) -> None:
-    await made[0].dispose()
+def _on_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed, and so is its engine
+        loop.call_soon_threadsafe(function)
 
 
 def _not_made(setting: str, result: object, needed: str) -> ImproperConfigurationError:
