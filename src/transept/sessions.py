@@ -222,9 +222,10 @@ def put_db_session_to_context(database: Database, session: Any) -> None:
     current_unit().adopt(database, session)
 
 
-def pop_db_session_from_context(database: Database) -> Any:
+def pop_db_session_from_context(database: Database | str | None = None) -> Any:
     """Take this database's session out of the current unit: from now on it is yours. None if there is none."""
-    return current_unit().give_up(database)
+    unit = current_unit()
+    return unit.give_up(unit.database(database))
 
 
 def _always(database: Database | None) -> bool:

@@ -13,12 +13,14 @@ from sqlalchemy import text
 from transept import (
     ASGIHTTPDBSessionMiddleware,
     CommitFailed,
+    ImproperConfigurationError,
     after_commit,
     atomic_db_session,
     commit_db_session,
     db_session,
     doom,
     new_non_ctx_atomic_session,
+    pop_db_session_from_context,
     transaction,
     unit_of_work,
 )
@@ -235,3 +237,24 @@ async def test_a_commit_by_hand_in_a_doomed_unit_rolls_back_and_says_why(pg: Pos
 
     assert (await post(served(work))).status_code == 201
     assert pg.held() == []
+
+
+async def test_a_session_is_taken_out_by_its_key_and_an_unknown_key_is_said(pg: Postgres) -> None:
+    database = pg.dbconnect(bind_key="orders")
+
+    async def work() -> None:
+        session = await db_session("orders")
+        with pytest.raises(ImproperConfigurationError, match="Did you mean 'orders'"):
+            pop_db_session_from_context("order")
+        assert pop_db_session_from_context("orders") is session
+        await session.close()
+
+    assert (await post(served(work, databases=[database]))).status_code == 201
+
+
+def test_a_gate_names_the_setting_that_has_no_database() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise NotImplementedError
+
+    with pytest.raises(ImproperConfigurationError, match=r"^registry=\[\]"):
+        ASGIHTTPDBSessionMiddleware(app, registry=[])

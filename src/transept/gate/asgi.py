@@ -79,7 +79,7 @@ class ASGIGate:
         runs_ahead: Callable[[Scope, Message], bool] | None = None,
     ) -> None:
         self.app = app
-        self.registry = Registry.of(registry)
+        self.registry = Registry.of(registry, "registry")
         self.before_commit = before_commit
         self.answer = answer
         self.on_failed_start = on_failed_start

@@ -51,7 +51,7 @@ class WSGIGate:
         self, app: WSGIApplication, registry: Registry | Database | Iterable[Database], *, answer: Answer | None = None
     ) -> None:
         self.app = app
-        self.registry = Registry.of(registry)
+        self.registry = Registry.of(registry, "registry")
         self.before_commit: BeforeCommit | None = None
         self.answer = answer
         for database in self.registry:
