@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -25,6 +25,7 @@ from transept.context import CURRENT, LOOP, Gate, UnitScope
 from transept.database import Database, Handle, Registry
 from transept.errors import CommitInDoubt
 from transept.gate.answer import IN_DOUBT, READING_METHODS, always, at_start, between_chunks, outcome_of, report
+from transept.gate.state import make_lazy
 from transept.unit import BeforeCommit, Settled, Unit
 
 __all__ = ["SCOPE_KEY", "ASGIGate", "ASGIHTTPDBSessionMiddleware", "unit_scope"]
@@ -90,7 +91,7 @@ class ASGIGate:
         outer: UnitScope | None = scope.get(SCOPE_KEY)
         if outer is not None and not outer.closed:
             # A gate further out holds this request already: one unit, settled once, by it.
-            _make_lazy(scope, outer, self.registry)
+            make_lazy(scope, outer, self.registry)
             await self.app(scope, receive, send)
         elif kind == "http":
             request = _Request(self, scope, receive, send)
@@ -104,10 +105,8 @@ class ASGIGate:
                     await request.returned()
             finally:
                 request.closed = True
-                request.scope = {
-                    "method": scope["method"],
-                    "path": scope.get("path", ""),
-                }  # no cycle is left to collect
+                # What names it, and no more: a cycle would be left for the garbage collector.
+                request.scope = {"method": scope["method"], "path": scope.get("path", "")}
                 CURRENT.reset(token)
         elif kind == "websocket":
             await _WebSocket(self, scope, receive, send).run()
@@ -140,58 +139,6 @@ def unit_scope(scope: Scope) -> UnitScope | None:
     return found
 
 
-class LazyState(MutableMapping[str, Any]):
-    """The request's state, in which a session is made when it is first looked at.
-
-    A view of the mapping that was there: what middleware above and the app below write, both see.
-    """
-
-    __slots__ = ("_databases", "_given", "_units")
-
-    def __init__(self, given: MutableMapping[str, Any], units: UnitScope, databases: dict[str, Database]) -> None:
-        self._given = given
-        self._units = units
-        self._databases = databases
-
-    def __getitem__(self, key: str) -> Any:
-        try:
-            return self._given[key]
-        except KeyError:
-            database = self._databases.get(key)
-            if database is None:
-                raise
-        return self._units.open().session(database)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._given[key] = value
-
-    def __delitem__(self, key: str) -> None:
-        del self._given[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._given)
-
-    def __len__(self) -> int:
-        return len(self._given)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._given
-
-    def copy(self) -> LazyState:
-        return LazyState(dict(self._given), self._units, self._databases)
-
-
-def _make_lazy(scope: Scope, units: UnitScope, registry: Registry) -> None:
-    databases = registry.session_keys()
-    if not databases:
-        return
-    given: Any = scope.get("state")
-    if type(given) is LazyState:  # an isinstance() of an abstract class costs more than all the rest
-        databases = {**given._databases, **databases}
-        given = given._given
-    scope["state"] = LazyState({} if given is None else given, units, databases)
-
-
 class _Request(UnitScope):
     """One HTTP request: what has been sent, and the unit of the moment. Most requests change few of these."""
 
@@ -214,7 +161,7 @@ class _Request(UnitScope):
         self.send_to = send
         self.outer = CURRENT.get()
         scope[SCOPE_KEY] = self
-        _make_lazy(scope, self, gate.registry)
+        make_lazy(scope, self, gate.registry)
 
     def may_write(self) -> bool:
         return self.phase is AFTER or self.scope["method"] not in READING_METHODS
@@ -311,9 +258,8 @@ class _Request(UnitScope):
     async def settle_body(self, message: Message, kind: str) -> None:
         if self.is_final(message, kind):
             await self.finish()
-        else:
-            if self.unit is not None and not self.unit.blocks:
-                await self.unit.settle(outcome_of(self.started["status"]), between_chunks)
+        elif self.unit is not None and not self.unit.blocks:
+            await self.unit.settle(outcome_of(self.started["status"]), between_chunks)
 
     async def pass_on(self, message: Message) -> None:
         """Send what was held back and this, unless a client that counts bytes has the whole body before its end."""
@@ -430,7 +376,7 @@ class _WebSocket(UnitScope):
         self.send_to = send
         self.outer = CURRENT.get()
         scope[SCOPE_KEY] = self
-        _make_lazy(scope, self, gate.registry)
+        make_lazy(scope, self, gate.registry)
 
     def origin(self) -> Gate:
         return self.gate
