@@ -1,28 +1,48 @@
 """Every error of Transept, in two families: you used it wrong, and the database said no.
 
-Facts are attributes; ``str()`` says what happened and then what to do. Errors of drivers and of SQLAlchemy are not
-replaced: a COMMIT that violates a constraint raises that library's ``IntegrityError``, with a note.
+Facts are attributes; ``str()`` says what happened and then what to do. Errors of SQLAlchemy are not replaced: a COMMIT
+that violates a constraint raises SQLAlchemy's ``IntegrityError``, with a note. The errors of raw drivers, of which each
+has classes of its own, are raised as one family, `SQLError`, with the driver's error as ``__cause__``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any, ClassVar
 
 __all__ = [
     "BlockingCallWarning",
+    "CheckViolationError",
     "CommitFailed",
     "CommitInDoubt",
     "ConcurrentUseError",
     "ContextAlreadyInitiatedError",
     "ContextNotInitiatedError",
+    "DataError",
     "DatabaseSaidNo",
+    "DatabaseUnavailable",
+    "DeadlockError",
+    "ForeignKeyViolationError",
     "ImproperConfigurationError",
+    "IntegrityError",
+    "LockTimeoutError",
+    "MultipleResultsFoundError",
+    "NotFoundError",
+    "NotNullViolationError",
     "OpenCursorError",
+    "OperationCancelledError",
+    "OperationalError",
     "OutsideScope",
+    "ParameterError",
     "PartlyCommitted",
     "PoolBusyOnLoop",
+    "PoolTimeout",
+    "ProgrammingError",
+    "SQLError",
+    "SerializationConflictError",
     "TranseptError",
+    "UniqueViolationError",
     "UsageError",
 ]
 
@@ -102,6 +122,27 @@ class PoolBusyOnLoop(UsageError):  # noqa: N818 - says what is so, as the rest o
         )
 
 
+class ParameterError(UsageError):
+    """The parameters do not fit the placeholders of a statement.
+
+    ``sql`` is the statement, ``position`` the index in it of the place in question, None if there is no such place.
+    """
+
+    def __init__(self, what: str, sql: str, position: int | None = None) -> None:
+        super().__init__(what, sql, position)
+        self.what = what
+        self.sql = sql
+        self.position = position
+
+    def __str__(self) -> str:
+        if self.position is None:
+            return f"{self.what}\n    {self.sql.strip()}"
+        begin = self.sql.rfind("\n", 0, self.position) + 1
+        end = self.sql.find("\n", self.position)
+        line = self.sql[begin : len(self.sql) if end < 0 else end]
+        return f"{self.what}\n    {line}\n    {' ' * (self.position - begin)}^"
+
+
 class BlockingCallWarning(UserWarning):
     """A blocking session was called on the event loop's thread: nothing else runs meanwhile."""
 
@@ -170,6 +211,117 @@ class PartlyCommitted(DatabaseSaidNo):
     def __str__(self) -> str:
         rest = f", and {_names(self.rolled_back)} was rolled back" if self.rolled_back else ""
         return f"{_names(self.committed)} committed, then {self.failed!r} failed to{rest}: put them right by hand."
+
+
+class NotFoundError(DatabaseSaidNo):
+    """One row was asked for, and there is none."""
+
+
+class MultipleResultsFoundError(DatabaseSaidNo):
+    """One row was asked for, and there are several."""
+
+
+class SQLError(DatabaseSaidNo):
+    """A raw driver's error, in the one family that all drivers share; its own error is ``__cause__``.
+
+    ``database`` is the database's key; ``code`` the SQLSTATE (PostgreSQL) or the vendor's number (MySQL, MariaDB,
+    SQLite), None if the server gave none; ``message`` what the driver said; ``sql`` the statement, None for a COMMIT or
+    a connect. `retryable` says whether the same unit of work may succeed when it is done again from its start.
+    """
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, database: str, code: str | int | None, message: str, sql: str | None = None) -> None:
+        super().__init__(database, code, message, sql)
+        self.database = database
+        self.code = code
+        self.message = message
+        self.sql = sql
+
+    def __str__(self) -> str:
+        code = "" if self.code is None else f" [{self.code}]"
+        sql = "" if self.sql is None else f"\n    {self.sql.strip()}"
+        return f"database {self.database!r}: {self.message}{code}{sql}"
+
+
+class IntegrityError(SQLError):
+    """A constraint was violated."""
+
+
+class UniqueViolationError(IntegrityError):
+    """A key is there already."""
+
+
+class ForeignKeyViolationError(IntegrityError):
+    """What is referred to is not there, or what is referred to would go."""
+
+
+class CheckViolationError(IntegrityError):
+    """A CHECK or an exclusion constraint refused the row."""
+
+
+class NotNullViolationError(IntegrityError):
+    """NULL where none may be."""
+
+
+class DataError(SQLError):
+    """A value does not fit: too long, out of range, of another type."""
+
+
+class ProgrammingError(SQLError):
+    """The statement is wrong: its syntax, a table or column that is not there, a right that is missing."""
+
+
+class OperationalError(SQLError):
+    """The database could not do it now."""
+
+
+class SerializationConflictError(OperationalError):
+    """Another transaction came in between."""
+
+    retryable = True
+
+
+class DeadlockError(SerializationConflictError):
+    """Two transactions waited for each other, and this one was chosen to give way."""
+
+
+class LockTimeoutError(OperationalError):
+    """A lock was not to be had in time."""
+
+    retryable = True
+
+
+class OperationCancelledError(OperationalError):
+    """The statement was cancelled, or took longer than it may."""
+
+
+class DatabaseUnavailable(OperationalError):  # noqa: N818 - says what is so, as the rest of the family does
+    """The database cannot be reached, or the connection was lost. Answered 503 where nobody handles it."""
+
+    retryable = True
+
+
+class PoolTimeout(DatabaseUnavailable):
+    """No connection of the pool became free in time.
+
+    ``seconds`` is how long was waited; ``holders`` who holds the connections, each with the seconds since when.
+    """
+
+    def __init__(self, database: str, seconds: float, holders: Sequence[tuple[str, float]]) -> None:
+        super().__init__(database, None, f"no connection became free within {seconds:g} s")
+        self.seconds = seconds
+        self.holders = tuple(holders)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.database, self.seconds, self.holders)
+
+    def __str__(self) -> str:
+        held = ", ".join(f"{who} (for {since:.1f} s)" for who, since in self.holders) or "nobody that is known"
+        return (
+            f"database {self.database!r}: {self.message}. The pool's connections are held by {held}. End transactions "
+            "before slow work, or allow more connections in pool_config."
+        )
 
 
 def _names(keys: Iterable[str]) -> str:
