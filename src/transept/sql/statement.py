@@ -78,15 +78,14 @@ class Plan(NamedTuple):
     """A statement, read for one style, for one driver.
 
     `text`, and `order`, the arguments that its values are (None: as they are given), hold while no list is spread.
-    `needs` is how many values there have to be. A list is spread at `items`, by the number of the placeholder, which
-    are those of the arguments `lists`.
+    `needs` is how many values there have to be. Among `lists` are the arguments that may have to be spread: where they
+    stand is looked at when one of them is a list.
     """
 
     text: str
     order: tuple[Key, ...] | None
     needs: int
     lists: tuple[Key, ...]
-    items: dict[int, Item]
     marked: Marked
 
 
@@ -159,7 +158,10 @@ def _render_named(sql: str, arguments: Mapping[str, Any], notation: Notation) ->
 def _fill(plan: Plan, arguments: Any, notation: Notation) -> tuple[str, Sequence[Any]]:
     for key in plan.lists:
         if isinstance(arguments[key], LISTS):
-            return _spread(plan, arguments, notation)
+            items = _listed(plan.marked, arguments)
+            if items:
+                return _spread(plan.marked, items, arguments, notation)
+            break
     order = plan.order
     return plan.text, (arguments if order is None else [arguments[key] for key in order])
 
@@ -172,7 +174,7 @@ def _positional(sql: str, dialect: str, own: Style, out: Style) -> Plan:
         if where := found.get(spelling):
             break
     else:
-        return Plan(sql, None, 0, (), {}, Marked(parts, "", [], []))
+        return Plan(sql, None, 0, (), Marked(parts, "", [], []))
     keys: list[Key] = list(range(len(where)))
     if spelling in ("$1", ":1"):
         keys = [int(parts[i][1:]) - 1 for i in where]
@@ -214,14 +216,13 @@ def _placeholders(parts: list[str]) -> dict[str, list[int]]:
 def _plan(sql: str, dialect: str, out: Style, marked: Marked) -> Plan:
     parts, spelling, where, keys = marked
     needs = len(set(keys))
-    items = _items(parts, where) if IN_LIST.search(sql) else {}
-    lists = tuple({keys[number] for number in items}) if items else ()
+    lists = tuple(dict.fromkeys(keys)) if IN_LIST.search(sql) else ()
     if spelling == OWN[out] and "??" not in parts and (out != "format" or sql.count("%") == len(where)):
-        return Plan(sql, None, needs, lists, items, marked)
+        return Plan(sql, None, needs, lists, marked)
     chunks, marks = _chunks(marked, out), _Marks(out)
     text = chunks[0] + "".join([marks.put(key, key) + chunk for key, chunk in zip(keys, chunks[1:], strict=True)])
     order = tuple(marks.values)
-    return Plan(text, None if order == tuple(range(needs)) else order, needs, lists, items, marked)
+    return Plan(text, None if order == tuple(range(needs)) else order, needs, lists, marked)
 
 
 def _chunks(marked: Marked, out: Style) -> list[str]:
@@ -264,6 +265,12 @@ class _Marks:
 # -- lists inside IN (...)
 
 
+def _listed(marked: Marked, arguments: Any) -> dict[int, Item]:
+    """Those items, by the number of the placeholder, whose argument is a list."""
+    items = _items(marked.parts, marked.where)
+    return {number: item for number, item in items.items() if isinstance(arguments[marked.keys[number]], LISTS)}
+
+
 def _items(parts: list[str], where: list[int]) -> dict[int, Item]:
     numbers = {part: number for number, part in enumerate(where)}
     items: dict[int, Item] = {}
@@ -294,12 +301,12 @@ def _item(parts: list[str], i: int, opened: int) -> Item | None:
     return Item(not before and not after, cast)
 
 
-def _spread(plan: Plan, arguments: Any, notation: Notation) -> tuple[str, list[Any]]:
-    marks, chunks = _Marks(notation.out), _chunks(plan.marked, notation.out)
+def _spread(marked: Marked, items: dict[int, Item], arguments: Any, notation: Notation) -> tuple[str, list[Any]]:
+    marks, chunks = _Marks(notation.out), _chunks(marked, notation.out)
     out = chunks[0]
-    for number, (key, after) in enumerate(zip(plan.marked.keys, chunks[1:], strict=True)):
-        value, item = arguments[key], plan.items.get(number)
-        if item is None or not isinstance(value, LISTS):
+    for number, (key, after) in enumerate(zip(marked.keys, chunks[1:], strict=True)):
+        value, item = arguments[key], items.get(number)
+        if item is None:
             out += marks.put(key, value) + after
             continue
         rows = any(isinstance(element, tuple) for element in value)
