@@ -164,6 +164,7 @@ class Users(RuleBasedStateMachine):
             return
         self.the_pool_closes()
         while self.slots() or self.waiting:
+            assert self.slots(), f"{self.waiting} wait for nobody"
             while self.connecting:
                 self.a_connect_succeeds(0)
             while self.out:
@@ -189,3 +190,18 @@ def test_holders_are_named_with_the_seconds_since_when_and_the_longest_comes_fir
     assert not stock.ask("d", "GET /d", now=4.0)
     assert stock.give_back(first, 5.0) == "d"
     assert stock.holders(5.0) == [("GET /b", 3.0), ("GET /c", 2.0), ("GET /d", 0.0)]
+
+
+def test_the_connection_used_last_is_taken_first_and_those_idle_for_too_long_are_doomed():
+    stock = Stock(3, max_idle=5)
+    connections = {name: Connection(0) for name in "abc"}
+    for name, connection in connections.items():
+        assert stock.ask(name, name, now=0.0)
+        stock.connected(name, connection)
+    for now, connection in enumerate(connections.values()):
+        stock.give_back(connection, now)
+    stock.expire(6.0)
+    assert stock.to_close() is connections["a"]
+    assert stock.to_close() is None
+    assert stock.take("d", 6.0) is connections["c"]
+    assert stock.take("e", 6.0) is connections["b"]
