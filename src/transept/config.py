@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypedDict, TypeVar, dataclass_transform
 
 from transept.errors import ImproperConfigurationError, UsageError, unknown_option
 from transept.policy import CommitMode, Policy
@@ -30,6 +30,10 @@ __all__ = [
     "Empty",
     "EmptyType",
     "EngineConfig",
+    "FastAPIConfig",
+    "FlaskConfig",
+    "LitestarConfig",
+    "StarletteConfig",
     "SyncSessionConfig",
     "checked",
     "configuration",
@@ -164,6 +168,30 @@ class AsyncSessionConfig(SyncSessionConfig):
     sync_session_class: type[Session] | EmptyType = Empty
 
 
+class StarletteConfig(TypedDict, total=False):
+    """What ``extension_config["starlette"]`` may have; see `DriverSettings`."""
+
+    commit_mode: CommitMode
+    session_key: str
+    connection_key: str
+    pool_key: str
+    extra_commit_statuses: Collection[int] | None
+    extra_rollback_statuses: Collection[int] | None
+    disable_di: bool
+
+
+class FastAPIConfig(StarletteConfig, total=False):
+    """What ``extension_config["fastapi"]`` may have."""
+
+
+class FlaskConfig(StarletteConfig, total=False):
+    """What ``extension_config["flask"]`` may have."""
+
+
+class LitestarConfig(StarletteConfig, total=False):
+    """What ``extension_config["litestar"]`` may have."""
+
+
 @configuration
 class DatabaseSettings:
     """What every database has: its name, the name of its session, and which responses commit."""
@@ -178,8 +206,9 @@ class DatabaseSettings:
     def __post_init__(self) -> None:
         owner = type(self).__name__
         self.bind_key = "default" if self.bind_key is None else text_setting(owner, "bind_key", self.bind_key)
-        default_key = "db_session" if self.bind_key == "default" else f"{self.bind_key}_session"
-        self.session_key = text_setting(owner, "session_key", self.session_key or default_key)
+        keys = ("session_key", "connection_key", "pool_key")
+        self._given_keys: dict[str, str] = {key: getattr(self, key, "") for key in keys}
+        self._derive_keys()
         checked("keep_transaction_for_body", self.keep_transaction_for_body, bool, owner)
         self.policy = Policy.of(self.commit_mode, self.extra_commit_statuses, self.extra_rollback_statuses)
         self._source: Callable[[Any], Any] | None = None
@@ -187,6 +216,18 @@ class DatabaseSettings:
     @property
     def key(self) -> str:
         return self.bind_key
+
+    def rename(self, bind_key: str) -> None:
+        """Give it another name, and the keys that follow from it; before anything uses it."""
+        self.bind_key = text_setting(type(self).__name__, "bind_key", bind_key)
+        self._derive_keys()
+
+    def _derive_keys(self) -> None:
+        """The keys that were not given follow from the name."""
+        default_key = "db_session" if self.bind_key == "default" else f"{self.bind_key}_session"
+        self.session_key = text_setting(
+            type(self).__name__, "session_key", self._given_keys["session_key"] or default_key
+        )
 
     @contextmanager
     def use(self, source: Callable[[Any], Any]) -> Iterator[None]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from transept.database import Registry
+from transept.database import Databases
 from transept.errors import OutsideScope
 from transept.hosts import LoopHost, PlainHost
 from transept.unit import ASKING, BeforeCommit, Host, Unit
@@ -31,7 +31,7 @@ class Gate(Protocol):
     """What units of work that begin at a gate, or inside such a unit, know from it."""
 
     @property
-    def registry(self) -> Registry | None: ...
+    def registry(self) -> Databases | None: ...
 
     @property
     def before_commit(self) -> BeforeCommit | None: ...
@@ -40,7 +40,7 @@ class Gate(Protocol):
 class NoGate:
     """For units that begin in no request."""
 
-    registry: Registry | None = None
+    registry: Databases | None = None
     before_commit: BeforeCommit | None = None
 
 

@@ -1,4 +1,4 @@
-"""What a database is to the core: the protocol that every family fulfils, and the registry that finds them by name.
+"""What a database is to the core: the protocol that every family fulfils, and how one is found by name.
 
 A *database* opens a *handle* for a unit of work. The handle owns one session, and through it at most one transaction
 at a time. A connection belongs to the transaction: it is taken by the first statement and given back by the
@@ -10,7 +10,7 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar, runtime_checkable
@@ -18,7 +18,18 @@ from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar, runtime_checkabl
 from transept.errors import ImproperConfigurationError
 from transept.policy import Policy
 
-__all__ = ["Adopts", "Database", "Gives", "Handle", "Prepares", "Registry", "Savepoints", "Sourced"]
+__all__ = [
+    "Adopts",
+    "Database",
+    "Databases",
+    "Gives",
+    "Handle",
+    "HasConnection",
+    "Pooled",
+    "Prepares",
+    "Savepoints",
+    "Sourced",
+]
 
 S_co = TypeVar("S_co", covariant=True)
 
@@ -185,6 +196,26 @@ def must_prepare(database: object) -> TypeGuard[Prepares]:
     return bool(getattr(database, "prepares", False))
 
 
+@runtime_checkable
+class Pooled(Protocol):
+    """The capability of a database that has a pool of its driver, which apps find on their state under `pool_key`."""
+
+    @property
+    def pool_key(self) -> str: ...
+
+    def when_pooled(self, listener: Callable[[Any], None]) -> None:
+        """Call `listener(pool)` whenever the pool is made: at start-up, or at first use."""
+        ...
+
+
+@runtime_checkable
+class HasConnection(Protocol):
+    """The capability of a handle that gives the driver's connection, as a part of the unit of work."""
+
+    @property
+    def connection(self) -> Any: ...
+
+
 class HasSession(Protocol[S_co]):
     """A handle, for type checkers: what its session is."""
 
@@ -198,7 +229,16 @@ class Gives(Protocol[S_co]):
     def open(self, hooks: Any, reads_only: bool) -> HasSession[S_co]: ...
 
 
-class Registry:
+Give = Callable[[Any], Any]
+
+
+def state_keys(database: Database) -> dict[str, str]:
+    """The names that a database has on the state of requests and of the app, by setting."""
+    settings = ("session_key", "connection_key", "pool_key")
+    return {setting: getattr(database, setting) for setting in settings if getattr(database, setting, "")}
+
+
+class Databases:
     """Databases by name, in the order they were added.
 
     Args:
@@ -211,11 +251,13 @@ class Registry:
         self._first_is_default = first_is_default
         self._by_key: dict[str, Database] = {}
         self._by_session_key: dict[str, Database] = {}
+        self._by_state_key: dict[str, tuple[str, Database]] = {}
+        self._on_state: dict[str, Give] = {}
         for database in databases:
             self.add(database)
 
     @classmethod
-    def of(cls, databases: Registry | Database | Iterable[Database], setting: str = "config") -> Registry:
+    def of(cls, databases: Databases | Database | Iterable[Database], setting: str = "config") -> Databases:
         """A registry of one database or several; several without a key mean the one named ``"default"``.
 
         `setting` is what the caller calls them.
@@ -223,7 +265,7 @@ class Registry:
         Raises:
             ImproperConfigurationError: no database at all, or something that is none.
         """
-        if isinstance(databases, Registry):
+        if isinstance(databases, Databases):
             return databases
         several = list(databases) if isinstance(databases, Iterable) else [databases]
         if not several:
@@ -248,20 +290,27 @@ class Registry:
                 f"Please ensure that each config has a unique name for the `bind_key` attribute: two have "
                 f"{database.key!r}."
             )
-        rival = self._by_session_key.get(database.session_key)
-        if rival is not None:
-            raise ImproperConfigurationError(
-                f"Duplicate state keys found: databases {rival.key!r} and {database.key!r} both have "
-                f"session_key={database.session_key!r}."
-            )
         for word, other in ((database.key, self._by_session_key), (database.session_key, self._by_key)):
             if word in other:
                 raise ImproperConfigurationError(
                     f"{word!r} would mean two databases, {other[word].key!r} and {database.key!r}: give one of them "
                     "another bind_key or session_key."
                 )
+        keys = state_keys(database)
+        for setting, key in keys.items():
+            if key in self._by_state_key:
+                others, rival = self._by_state_key[key]
+                raise ImproperConfigurationError(
+                    f"Duplicate state keys found: databases {rival.key!r} ({others}) and {database.key!r} ({setting}) "
+                    f"both have {key!r}. Give one of them another name, or keys of its own."
+                )
         self._by_key[database.key] = database
         self._by_session_key[database.session_key] = database
+        self._by_state_key.update({key: (setting, database) for setting, key in keys.items()})
+        if not getattr(database, "disable_di", False):
+            self._on_state[database.session_key] = lambda unit: unit.session(database)
+            if "connection_key" in keys:
+                self._on_state[keys["connection_key"]] = lambda unit: unit.connection(database)
 
     def get(self, key: Database | str | None = None) -> Database:
         """The database that a bind key or a session key names, or this one; without a key, the default.
@@ -297,9 +346,9 @@ class Registry:
     def _names(self) -> str:
         return ", ".join(map(repr, self._by_key)) or "no database at all"
 
-    def session_keys(self) -> dict[str, Database]:
-        """The databases by the names of their sessions on a request's state. Not a copy."""
-        return self._by_session_key
+    def on_state(self) -> dict[str, Give]:
+        """What lies on a request's state, by name: how it is had from the request's unit of work. Not a copy."""
+        return self._on_state
 
     def __iter__(self) -> Iterator[Database]:
         return iter(self._by_key.values())

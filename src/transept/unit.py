@@ -17,7 +17,7 @@ from typing import Any, TypeVar, overload
 
 from transept._bridge import is_async
 from transept.block import INNERMOST, Block
-from transept.database import Adopts, Database, Gives, Handle, Registry, must_prepare
+from transept.database import Adopts, Database, Databases, Gives, Handle, HasConnection, must_prepare
 from transept.errors import CommitFailed, OutsideScope, UsageError, inside_a_block
 from transept.hooks import Hook, Hooks
 from transept.settling import Host, Keeps, Leaf, Part, Settled, Settling, Spare
@@ -50,7 +50,7 @@ class Unit:
         "reads_only",
     )
 
-    def __init__(self, host: Host, name: str, registry: Registry | None = None, *, reads_only: bool = False) -> None:
+    def __init__(self, host: Host, name: str, registry: Databases | None = None, *, reads_only: bool = False) -> None:
         self.host = host
         self._registry = registry
         self._handles: dict[Database, Handle] = {}
@@ -89,6 +89,23 @@ class Unit:
                 )
             handle = self._open(found)
         return handle.session
+
+    def connection(self, database: Any = None) -> Any:
+        """The driver's connection in the unit, the same object each time: a handle that connects at first use.
+
+        Raises:
+            OutsideScope: the unit is over.
+            UsageError: this kind of database has none.
+        """
+        found = self.database(database)
+        self.session(found)
+        handle = self._handles[found]
+        if not isinstance(handle, HasConnection):
+            raise UsageError(
+                f"database {found.key!r} is a SQLAlchemy one, whose connection is session.connection(): only raw "
+                "databases have one of their own."
+            )
+        return handle.connection
 
     @overload
     async def prepared(self, database: Gives[S]) -> S: ...

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 
-import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
@@ -14,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from transept import CommitFailed, PartlyCommitted
+from transept import CommitFailed, PartlyCommitted, ProgrammingError
 from transept.adapters.asyncpg import AsyncpgConfig
 from transept.adapters.sqlite import SqliteConfig
 from transept.alchemy import SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
@@ -92,7 +91,7 @@ def test_a_status_that_keeps_nothing_rolls_all_back(databases, held):
 
 def test_all_are_checked_before_the_first_commits(databases, held):
     async def then(state):
-        with pytest.raises(asyncpg.PostgresError):
+        with pytest.raises(ProgrammingError):
             await state.wire_session.execute("SELECT nonsense")
 
     with pytest.raises(CommitFailed, match="'wire'"):

@@ -4,104 +4,259 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping
-from dataclasses import field
+import logging
+from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import asyncpg
 
 from transept._loops import PerLoop
-from transept.config import DatabaseSettings, configuration, options_checked
-from transept.errors import CommitFailed, CommitInDoubt
-from transept.sql.session import Parameters, Result, SQLHandle
-from transept.turn import TaskTurn
-from transept.unit import Hooks
+from transept.config import checked, configuration
+from transept.errors import CommitFailed, PoolTimeout
+from transept.sql.faults import Fault, of_asyncpg
+from transept.sql.holders import Holders
+from transept.sql.kinds import Kind
+from transept.sql.postgres import BEGIN, NATIVES, PROOF, Savings, Session, decode_json, encode_json
+from transept.sql.result import Result
+from transept.sql.settings import DriverSettings
+from transept.sql.statement import Notation
+from transept.sql.values import ASYNCPG_TYPES, Table
 
 __all__ = ["AsyncpgConfig"]
 
+OURS: ContextVar[bool] = ContextVar("transept_asyncpg_acquires", default=False)
 
-POOL_OPTIONS = frozenset(
-    name for call in (asyncpg.create_pool, asyncpg.connect) for name in inspect.signature(call).parameters
-) - {"connect_kwargs"}
+logger = logging.getLogger("transept")
 
 
 @configuration
-class AsyncpgConfig(DatabaseSettings):
-    """A PostgreSQL database through asyncpg and its own pool.
+class AsyncpgConfig(DriverSettings):
+    """A PostgreSQL database through asyncpg and its own pool; the settings of `DriverSettings`, and two more.
 
     Args:
         pool_config: the keywords of `asyncpg.create_pool`, such as ``{"dsn": "postgresql://localhost/app"}``.
-        bind_key, session_key, commit_mode, extra_commit_statuses, extra_rollback_statuses: as on every database.
+        bare_reads: run a lone read without BEGIN and COMMIT, where the server proves that it is one. Connections are
+            read-only by default for that. Switch it off behind a pooler such as PgBouncer.
+        skip_reset: give a connection back without resetting its session, where nothing can have changed it.
 
     The pool is made at first use, or at start-up, one for each event loop, and closed at shutdown or with its loop.
     """
 
-    pool_config: Mapping[str, Any] = field(default_factory=dict)
+    bare_reads: bool = True
+    skip_reset: bool = True
 
     dialect: ClassVar[str] = "postgresql"
     blocking: ClassVar[bool] = False
+    notation: ClassVar[Notation] = Notation("postgresql", own="numeric", out="numeric")
+    natives: ClassVar[frozenset[type]] = NATIVES
+    adapts: ClassVar[Table] = ASYNCPG_TYPES
+    driver_connection: ClassVar[type] = asyncpg.Connection
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        options_checked("AsyncpgConfig", "pool_config", self.pool_config, POOL_OPTIONS)
-        self._pools = PerLoop(lambda: LoopPool(self.pool_config), LoopPool.close)
+        checked("bare_reads", self.bare_reads, bool, "AsyncpgConfig")
+        checked("skip_reset", self.skip_reset, bool, "AsyncpgConfig")
+        self._pools = PerLoop(lambda: LoopPool(self), LoopPool.close)
 
-    def open(self, hooks: Hooks, reads_only: bool) -> SQLHandle:
-        return SQLHandle(self._route(hooks) or self, TaskTurn(), reads_only)
+    @classmethod
+    def pool_options(cls) -> frozenset[str]:
+        return frozenset(
+            name for call in (asyncpg.create_pool, asyncpg.connect) for name in inspect.signature(call).parameters
+        ) - {"connect_kwargs"}
+
+    def fault_of(self, error: BaseException) -> Fault | None:
+        return of_asyncpg(error)
+
+    async def link(self, holder: str) -> AsyncpgLink:
+        return await self._pools.get().link(holder)
 
     async def start(self) -> None:
-        """The pool connects when it is first needed, so an app starts while its database is down."""
+        await self._pools.get().start()
 
     async def stop(self) -> None:
         await self._pools.close()
 
-    async def link(self) -> AsyncpgLink:
-        pool = await self._pools.get().opened()
-        return AsyncpgLink(self.key, pool, await pool.acquire())
+    async def provide_pool(self) -> Any:
+        """asyncpg's pool of the running event loop, to be used as any other."""
+        return await self._pools.get().opened()
+
+    async def close_pool(self) -> None:
+        """Close it; the next use makes another."""
+        await self.stop()
 
 
 class LoopPool:
     """The pool of one event loop, opened by the first that needs it."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self._options = {"min_size": 0, **options}
+    def __init__(self, config: AsyncpgConfig) -> None:
+        options = dict(config.pool_config)
+        self._config = config
+        self._min_size = options.pop("min_size", 0)
+        self._users_init = options.pop("init", None)
+        self._users_setup = options.pop("setup", None)
+        self._users_reset = options.pop("reset", None)
+        if config.bare_reads:
+            settings = {"default_transaction_read_only": "on", **(options.pop("server_settings", None) or {})}
+            options["server_settings"] = settings
+        self._options: dict[str, Any] = {"max_size": max(10, self._min_size), **options}
         self._opening = asyncio.Lock()
         self._pool: Any = None
+        self._sessions: dict[int, Session] = {}
+        self.savings = Savings(bare_reads=config.bare_reads, skip_reset=config.skip_reset)
+        self.holders = Holders()
+        self.names: dict[str, tuple[str, ...]] = {}
 
     async def opened(self) -> Any:
         if self._pool is None:
             async with self._opening:
                 if self._pool is None:
-                    self._pool = await asyncpg.create_pool(**self._options)
+                    self._pool = await asyncpg.create_pool(
+                        min_size=0, init=self._init, setup=self._setup, reset=self._reset, **self._options
+                    )
+                    self._config._announce(self._pool)
         return self._pool
+
+    async def start(self) -> None:
+        """Connect as much as the settings say; that a database is down is an error only with ``eager=True``."""
+        pool = await self.opened()
+        wanted = max(self._min_size, 1 if self._config.eager else 0)
+        if not wanted:
+            return
+        taken = await asyncio.gather(*(pool.acquire() for _ in range(wanted)), return_exceptions=True)
+        failures = [one for one in taken if isinstance(one, BaseException)]
+        for one in taken:
+            if not isinstance(one, BaseException):
+                await pool.release(one)
+        if failures and self._config.eager:
+            raise failures[0]
+        if failures:
+            logger.warning("database %r cannot be reached yet: %r", self._config.key, failures[0])
+
+    async def link(self, holder: str) -> AsyncpgLink:
+        pool = self._pool or await self.opened()
+        ours = OURS.set(True)
+        try:
+            connects = pool.get_size()
+            if pool.get_idle_size():
+                connection = await pool.acquire()
+            else:
+                connection = await pool.acquire(timeout=self._config.pool_timeout)
+        except TimeoutError as error:
+            if pool.get_size() < pool.get_max_size():
+                raise
+            raise PoolTimeout(self._config.key, self._config.pool_timeout, self.holders.since()) from error
+        finally:
+            OURS.reset(ours)
+        self.holders.took(connection, holder)
+        session = self._sessions[connection.get_server_pid()]
+        link = AsyncpgLink(self, connection, session, fresh=pool.get_size() > connects)
+        if session.must_ask():
+            await link.ask()
+        return link
+
+    async def release(self, connection: Any) -> None:
+        self.holders.gave_back(connection)
+        await self._pool.release(connection)
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
-        if pool is not None:
-            await pool.close()
+        if pool is None:
+            return
+        try:
+            async with asyncio.timeout(self._config.pool_timeout):
+                await pool.close()
+        except TimeoutError as error:
+            pool.terminate()
+            held = ", ".join(f"{who} (for {since:.1f} s)" for who, since in self.holders.since())
+            raise TimeoutError(
+                f"database {self._config.key!r}: connections were still in use when its pool was closed, and have been "
+                f"cut: {held or 'nobody knows by whom'}."
+            ) from error
+
+    async def _init(self, connection: Any) -> None:
+        number = connection.get_server_pid()
+        self._sessions[number] = Session(self.savings)
+        connection.add_termination_listener(lambda gone: self._sessions.pop(number, None))
+        for name in ("json", "jsonb"):
+            await connection.set_type_codec(name, schema="pg_catalog", encoder=encode_json, decoder=decode_json)
+        if self._users_init is not None:
+            await self._users_init(connection)
+
+    async def _setup(self, connection: Any) -> None:
+        """For those who use the pool past us, connections are as they would be without us."""
+        if not OURS.get():
+            if self._config.bare_reads:
+                await connection.execute("SET default_transaction_read_only = off")
+            self._sessions[connection.get_server_pid()].touch()
+        if self._users_setup is not None:
+            await self._users_setup(connection)
+
+    async def _reset(self, connection: Any) -> None:
+        session = self._sessions.get(connection.get_server_pid())
+        if session is None or session.needs_reset() or self._users_setup is not None:
+            await connection.execute(connection.get_reset_query())
+        if self._users_reset is not None:
+            await self._users_reset(connection)
 
 
 class AsyncpgLink:
     """One asyncpg connection for one transaction, begun and ended in SQL, so that COMMIT's own answer is seen."""
 
-    def __init__(self, key: str, pool: Any, connection: Any) -> None:
-        self._key = key
+    __slots__ = ("_connection", "_pool", "_session", "fresh")
+
+    def __init__(self, pool: LoopPool, connection: Any, session: Session, *, fresh: bool) -> None:
         self._pool = pool
         self._connection = connection
+        self._session = session
+        self.fresh = fresh
+
+    @property
+    def connection(self) -> Any:
+        self._session.touch()
+        return self._connection
+
+    async def ask(self) -> None:
+        """Whether the server vouches for the database; see `transept.sql.postgres`."""
+        try:
+            self._session.answered(await self._connection.fetchval(PROOF))
+        except BaseException:
+            await self.drop()
+            raise
+
+    def runs_bare(self, kind: Kind) -> bool:
+        return self._session.runs_bare(kind)
+
+    def refused_bare(self, fault: Fault) -> bool:
+        return self._session.refused_bare(fault)
 
     async def begin(self, may_write: bool) -> None:
-        await self._connection.execute("BEGIN")
+        await self._connection.execute(BEGIN)
 
-    async def run(self, sql: str, parameters: Parameters) -> Result:
-        if isinstance(parameters, Mapping):
-            raise TypeError("asyncpg takes positional parameters ($1, $2): pass them one by one or as a tuple")
-        if not parameters and sql.startswith(("SAVEPOINT ", "ROLLBACK TO ", "RELEASE ")):
-            await self._connection.execute(sql)
-            return Result((), (), 0)
+    async def run(self, sql: str, values: Sequence[Any], kind: Kind) -> Result:
+        self._session.ran(kind)
+        if kind.returns_rows:
+            rows = await self._connection.fetch(sql, *values)
+            names = tuple(rows[0].keys()) if rows else await self._names(sql)
+            return Result(names, rows, len(rows), None, NATIVES)
+        tag = await self._connection.execute(sql, *values)
+        return Result((), (), _affected(tag), None, NATIVES)
+
+    async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
+        await self._connection.executemany(sql, sets)
+        return -1
+
+    async def run_script(self, script: str) -> None:
+        self._session.touch()
+        await self._connection.execute(script)
+
+    async def cursor(self, sql: str, values: Sequence[Any]) -> AsyncpgCursor:
         statement = await self._connection.prepare(sql)
-        rows = await statement.fetch(*parameters)
         names = tuple(attribute.name for attribute in statement.get_attributes())
-        return Result(names, rows, _affected(statement.get_statusmsg()))
+        return AsyncpgCursor(names, await statement.cursor(*values))
+
+    async def ended_by(self, fault: Fault) -> bool:
+        return False
 
     async def gone(self) -> str | None:
         try:
@@ -111,14 +266,11 @@ class AsyncpgLink:
         return None
 
     async def commit(self) -> None:
-        try:
-            answer = await self._connection.execute("COMMIT")
-        except BaseException as error:
-            if _in_doubt(error):
-                raise CommitInDoubt(self._key) from error
-            raise
+        answer = await self._connection.execute("COMMIT")
         if answer != "COMMIT":
-            raise CommitFailed(self._key, f"PostgreSQL answered COMMIT with {answer}: an earlier error aborted it")
+            raise CommitFailed(
+                self._pool._config.key, f"PostgreSQL answered COMMIT with {answer}: an earlier error aborted it"
+            )
 
     async def rollback(self) -> None:
         if self._connection.is_in_transaction():
@@ -131,15 +283,33 @@ class AsyncpgLink:
         self._connection.terminate()
         await self._pool.release(self._connection)
 
+    async def _names(self, sql: str) -> tuple[str, ...]:
+        """The columns of a statement that gave no rows, asked for once."""
+        names = self._pool.names.get(sql)
+        if names is None:
+            statement = await self._connection.prepare(sql)
+            names = tuple(attribute.name for attribute in statement.get_attributes())
+            if len(self._pool.names) < 1000:
+                self._pool.names[sql] = names
+        return names
 
-def _in_doubt(error: BaseException) -> bool:
-    """Whether COMMIT may have been carried out; an `InterfaceError` means that it was never sent."""
-    if isinstance(error, asyncpg.PostgresError):
-        return str(getattr(error, "sqlstate", None) or "08").startswith("08")
-    return isinstance(error, (OSError, EOFError, TimeoutError, asyncio.CancelledError))
+
+class AsyncpgCursor:
+    """A portal of the server."""
+
+    def __init__(self, column_names: tuple[str, ...], cursor: Any) -> None:
+        self.column_names = column_names
+        self._cursor = cursor
+
+    async def fetch(self, count: int) -> Sequence[Sequence[Any]]:
+        rows: Sequence[Sequence[Any]] = await self._cursor.fetch(count)
+        return rows
+
+    async def close(self) -> None:
+        """It ends with the transaction."""
 
 
-def _affected(status: str | None) -> int:
+def _affected(tag: str | None) -> int:
     """The count in a command tag such as ``INSERT 0 3``."""
-    last = (status or "").rsplit(" ", 1)[-1]
+    last = (tag or "").rsplit(" ", 1)[-1]
     return int(last) if last.isdigit() else 0

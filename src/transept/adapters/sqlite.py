@@ -3,123 +3,142 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Sequence
 from typing import Any, ClassVar
-from weakref import finalize
 
-from transept._sqlite import begin_statement, memory_name, prepare
-from transept.config import DatabaseSettings, configuration, options_checked
-from transept.errors import ImproperConfigurationError
-from transept.sql.session import Parameters, Result, SQLHandle
-from transept.turn import ThreadTurn
-from transept.unit import Hooks
+from transept._sqlite import begin_statement
+from transept.config import configuration
+from transept.sql.faults import Fault, of_sqlite
+from transept.sql.kinds import Kind
+from transept.sql.lite import LiteSettings
+from transept.sql.pool import ThreadPool
+from transept.sql.result import Result
+from transept.sql.tokens import split
 
 __all__ = ["SqliteConfig"]
 
 
-CONNECT_OPTIONS = [
-    "database",
-    "timeout",
-    "detect_types",
-    "isolation_level",
-    "check_same_thread",
-    "factory",
-    "cached_statements",
-    "uri",
-    "autocommit",
-]
-
-
 @configuration
-class SqliteConfig(DatabaseSettings):
-    """A SQLite database, for blocking code.
+class SqliteConfig(LiteSettings):
+    """A SQLite database, for blocking code; the settings of `DriverSettings`.
 
     Args:
-        pool_config: the keywords of `sqlite3.connect`, such as ``{"database": "app.db"}``; ``":memory:"`` is one
-            in-memory database that lives until it is stopped and that all threads share.
-        bind_key, session_key, commit_mode, extra_commit_statuses, extra_rollback_statuses: as on every database.
+        pool_config: the keywords of `sqlite3.connect`, such as ``{"database": "app.db"}``, or a ``dsn``; and of the
+            pool: ``max_size`` (5), ``min_size``, ``max_idle`` in seconds. ``":memory:"`` is one in-memory database that
+            lives until it is stopped and that all threads share.
     """
 
-    pool_config: Mapping[str, Any] = field(default_factory=dict)
-
-    dialect: ClassVar[str] = "sqlite"
     blocking: ClassVar[bool] = True
+    driver_connection: ClassVar[type] = sqlite3.Connection
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        options_checked("SqliteConfig", "pool_config", self.pool_config, CONNECT_OPTIONS)
-        if "database" not in self.pool_config:
-            raise ImproperConfigurationError(
-                f"SqliteConfig: pool_config={self.pool_config!r}: a mapping with 'database' is needed, such as "
-                "{'database': 'app.db'} or {'database': ':memory:'}."
-            )
-        self._options = {"check_same_thread": False, **self.pool_config, "isolation_level": None}
-        self._keeper: Any = None
-        if self._options["database"] == ":memory:":
-            self._options.update(database=f"file:{memory_name()}?vfs=memdb", uri=True)
+        self._pool = ThreadPool(self._connect, SqliteLink.close, self._pool_settings())
 
-    def open(self, hooks: Hooks, reads_only: bool) -> SQLHandle:
-        return SQLHandle(self._route(hooks) or self, ThreadTurn(), reads_only)
+    def fault_of(self, error: BaseException) -> Fault | None:
+        return of_sqlite(error)
+
+    async def link(self, holder: str) -> SqliteLink:
+        return self._pool.acquire(holder)
 
     async def start(self) -> None:
-        """A connection is opened for each transaction."""
+        self._announce(self._pool)
+        wanted = max(self._min_size, 1 if self.eager else 0)
+        if wanted:
+            self._pool.warm(wanted)
 
     async def stop(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper()
+        self.close_pool()
 
-    async def link(self) -> SqliteLink:
-        if self._keeper is None and "vfs=memdb" in str(self._options["database"]):
-            self._keeper = finalize(self, sqlite3.connect(**self._options).close)
-        connection = sqlite3.connect(**self._options)
-        try:
-            prepare(connection.execute)
-        except BaseException:
-            connection.close()
-            raise
-        return SqliteLink(connection)
+    def provide_pool(self) -> ThreadPool[SqliteLink]:
+        """The pool, which is Transept's: the driver has none."""
+        return self._pool
+
+    def close_pool(self) -> None:
+        """Close it, and forget a database in memory; the next use begins anew."""
+        self._pool.close()
+        self._forget_memory()
+
+    def _connect(self) -> SqliteLink:
+        return SqliteLink(self._connected(), self._pool)
 
 
 class SqliteLink:
-    """One connection for one transaction."""
+    """One connection; pooled as it is."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._ended = False
+    __slots__ = ("_pool", "connection")
+
+    fresh = True  # a file does not go away between two uses
+
+    def __init__(self, connection: sqlite3.Connection, pool: ThreadPool[SqliteLink]) -> None:
+        self.connection = connection
+        self._pool = pool
+
+    def runs_bare(self, kind: Kind) -> bool:
+        return False
+
+    def refused_bare(self, fault: Fault) -> bool:
+        return False
 
     async def begin(self, may_write: bool) -> None:
-        self._connection.execute(begin_statement(may_write))
+        self.connection.execute(begin_statement(may_write))
 
-    async def run(self, sql: str, parameters: Parameters) -> Result:
-        try:
-            cursor = self._connection.execute(sql, parameters)
-        except sqlite3.Error:
-            self._note_ended()
-            raise
-        rows = cursor.fetchall()
-        names = tuple(column[0] for column in cursor.description or ())
-        return Result(names, rows, max(cursor.rowcount, 0))
+    async def run(self, sql: str, values: Sequence[Any], kind: Kind) -> Result:
+        cursor = self.connection.execute(sql, values)
+        if cursor.description is None:
+            return Result((), (), cursor.rowcount, cursor.lastrowid)
+        return Result(tuple([column[0] for column in cursor.description]), cursor.fetchall(), cursor.rowcount)
+
+    async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
+        return self.connection.executemany(sql, sets).rowcount
+
+    async def run_script(self, script: str) -> None:
+        for statement in split(script, "sqlite"):
+            self.connection.execute(statement)
+
+    async def cursor(self, sql: str, values: Sequence[Any]) -> SqliteCursor:
+        return SqliteCursor(self.connection.execute(sql, values))
+
+    async def ended_by(self, fault: Fault) -> bool:
+        """SQLite drops the transaction at some errors; what follows would be kept at once, so a new one is begun."""
+        if self.connection.in_transaction:
+            return False
+        self.connection.execute("BEGIN")
+        return True
 
     async def gone(self) -> str | None:
-        return "an earlier error ended the transaction" if self._ended else None
+        return None
 
     async def commit(self) -> None:
-        self._connection.execute("COMMIT")
+        self.connection.execute("COMMIT")
 
     async def rollback(self) -> None:
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
 
     async def release(self) -> None:
-        self._connection.close()
+        self._pool.release(self)
 
     async def drop(self) -> None:
-        self._connection.close()
+        self.close()
+        self._pool.discard(self)
 
-    def _note_ended(self) -> None:
-        """SQLite dropped the transaction: what follows would autocommit, so a new one is begun, to be rolled back."""
-        if not self._connection.in_transaction:
-            self._ended = True
-            self._connection.execute("BEGIN")
+    def close(self) -> None:
+        self.connection.close()
+
+
+class SqliteCursor:
+    """A statement that has rows left."""
+
+    def __init__(self, cursor: sqlite3.Cursor) -> None:
+        self._cursor = cursor
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(column[0] for column in self._cursor.description or ())
+
+    async def fetch(self, count: int) -> Sequence[Sequence[Any]]:
+        return self._cursor.fetchmany(count)
+
+    async def close(self) -> None:
+        self._cursor.close()

@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
-from transept.database import Database, Registry
+from transept.database import Database, Databases
 from transept.extensions.starlette import (
     Extension,
     add_starlette_http_db_session_middleware,
@@ -63,7 +63,7 @@ class Transept(Extension):
             colour. For a `Registry` that is still empty, the first request finds that out.
     """
 
-    def __init__(self, config: Database | Iterable[Database] | Registry, app: Starlette | None = None) -> None:
+    def __init__(self, config: Database | Iterable[Database] | Databases, app: Starlette | None = None) -> None:
         super().__init__(config, app)
         self._dependencies: dict[Any, Dependency] = {}
 
@@ -72,6 +72,12 @@ class Transept(Extension):
     ) -> Callable[[HTTPConnection], Coroutine[Any, Any, Any]]:
         """A dependency: what `get_session` returns for the request."""
         return self._dependency(self.get_config, key, self._session_of)
+
+    def provide_connection(
+        self, key: Database | str | None = None
+    ) -> Callable[[HTTPConnection], Coroutine[Any, Any, Any]]:
+        """A dependency: what `get_connection` returns for the request."""
+        return self._dependency(self.get_config, key, self._connection_of)
 
     def provide_async_session(
         self, key: Database | str | None = None
@@ -102,6 +108,12 @@ class Transept(Extension):
     def _session_of(self, find: Callable[[], Database]) -> Dependency:
         async def provide(connection: HTTPConnection) -> Any:
             return await unit_of(connection).prepared(find())
+
+        return provide
+
+    def _connection_of(self, find: Callable[[], Database]) -> Dependency:
+        async def provide(connection: HTTPConnection) -> Any:
+            return unit_of(connection).connection(find())
 
         return provide
 

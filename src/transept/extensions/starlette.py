@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask, BackgroundTasks
@@ -20,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from transept._bridge import is_async
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
 from transept.context import CURRENT, LOOP, NamedScope
-from transept.database import Database, Registry
+from transept.database import Database, Databases, Pooled
 from transept.errors import CommitInDoubt, ImproperConfigurationError, OutsideScope
 from transept.gate.answer import IN_DOUBT
 from transept.gate.asgi import ASGIGate, ASGIHTTPDBSessionMiddleware, unit_scope
@@ -71,8 +73,8 @@ class Extension:
         ImproperConfigurationError: no database, two of one name, or an app that has started already.
     """
 
-    def __init__(self, config: Database | Iterable[Database] | Registry, app: Starlette | None = None) -> None:
-        self._registry = Registry.of(config)
+    def __init__(self, config: Database | Iterable[Database] | Databases, app: Starlette | None = None) -> None:
+        self._registry = Databases.of(config)
         if app is not None:
             self.init_app(app)
 
@@ -83,10 +85,12 @@ class Extension:
         """
         registry = _registry_of(app)
         if registry is None:
-            registry = Registry(self._registry)
+            registry = Databases(self._registry)
             _install(app, registry)
+            _show_pools(app, self._registry)
         elif any(database not in registry for database in self._registry):
             _refuse_started(app)
+            _show_pools(app, [database for database in self._registry if database not in registry])
             _add_all(registry, self._registry)
 
     @asynccontextmanager
@@ -148,6 +152,19 @@ class Extension:
         """
         return self._session(request, self._registry.get(key))
 
+    def get_connection(self, request: HTTPConnection, key: Database | str | None = None) -> Any:
+        """The driver's connection of a raw database in this request, a handle that connects at first use.
+
+        It has `commit`, `rollback`, `cursor` and `execute` on each driver, and passes all else on. Settled with the
+        request's session, as a part of the same transaction.
+
+        Raises:
+            UsageError: the database is a SQLAlchemy one.
+            OutsideScope: the request is over, or the app has no gate.
+            ImproperConfigurationError: no database has this key.
+        """
+        return unit_of(request).connection(self._registry.get(key))
+
     def get_async_session(self, request: HTTPConnection, key: Database | str | None = None) -> AsyncSession:
         """As `get_session`, for an async SQLAlchemy database."""
         session: AsyncSession = self._session(request, self.get_async_database(key))
@@ -204,6 +221,14 @@ class Transept(Extension):
 
         return provide
 
+    def provide_connection(self, key: Database | str | None = None) -> Callable[[Request], Any]:
+        """A callable that takes a request and returns what `get_connection` does."""
+
+        def provide(request: Request) -> Any:
+            return self.get_connection(request, key)
+
+        return provide
+
     def provide_async_session(self, key: Database | str | None = None) -> Callable[[Request], AsyncSession]:
         """A callable that takes a request and returns what `get_async_session` does."""
 
@@ -237,7 +262,7 @@ def add_starlette_http_db_session_middleware(
     app: Starlette,
     before_commit: BeforeCommit | None = None,
     *,
-    databases: Registry | Database | Iterable[Database] = (),
+    databases: Databases | Database | Iterable[Database] = (),
 ) -> None:
     """Put the gate into the app's middleware, innermost, so that `db_session` works in its endpoints.
 
@@ -252,10 +277,10 @@ def add_starlette_http_db_session_middleware(
     Raises:
         ImproperConfigurationError: the app has started, or would ask another `before_commit`.
     """
-    given = Registry.of(databases if databases != () else Registry(), "databases")
+    given = Databases.of(databases if databases != () else Databases(), "databases")
     registry = _registry_of(app)
     if registry is None:
-        _install(app, Registry(given, first_is_default=False), before_commit)
+        _install(app, Databases(given, first_is_default=False), before_commit)
         return
     _refuse_started(app)
     settings = _gate_of(app).kwargs
@@ -339,14 +364,14 @@ def _gate_of(app: Starlette) -> Any:
     return next((entry for entry in app.user_middleware if entry.cls is gates), None)
 
 
-def _registry_of(app: Starlette) -> Registry | None:
+def _registry_of(app: Starlette) -> Databases | None:
     gate = _gate_of(app)
     registry: Any = None if gate is None else gate.kwargs["registry"]
-    return registry if isinstance(registry, Registry) else None
+    return registry if isinstance(registry, Databases) else None
 
 
-def _add_all(registry: Registry, databases: Registry) -> None:
-    Registry([*registry, *databases])  # refuses a clash before anything has changed
+def _add_all(registry: Databases, databases: Databases) -> None:
+    Databases([*registry, *databases])  # refuses a clash before anything has changed
     for database in databases:
         registry.add(database)
 
@@ -359,7 +384,7 @@ def _refuse_started(app: Starlette) -> None:
         )
 
 
-def _install(app: Starlette, registry: Registry, before_commit: BeforeCommit | None = None) -> None:
+def _install(app: Starlette, registry: Databases, before_commit: BeforeCommit | None = None) -> None:
     _refuse_started(app)
     gate = Middleware(
         ASGIGate, registry=registry, answer=answer_by_handlers, before_commit=before_commit, runs_ahead=runs_ahead
@@ -373,6 +398,19 @@ def _install(app: Starlette, registry: Registry, before_commit: BeforeCommit | N
             yield state
 
     app.router.lifespan_context = lifespan
+
+
+def _show_pools(app: Starlette, databases: Iterable[Database]) -> None:
+    """The pools of drivers lie on the app's state as soon as they are made."""
+    shown = ref(app)
+
+    def show(key: str, pool: Any) -> None:
+        if (still_there := shown()) is not None:
+            setattr(still_there.state, key, pool)
+
+    for database in databases:
+        if isinstance(database, Pooled):
+            database.when_pooled(partial(show, database.pool_key))
 
 
 def runs_ahead(scope: Scope, start: Message) -> bool:

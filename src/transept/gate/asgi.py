@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Any
 
 from transept.context import CURRENT, LOOP, Gate, UnitScope
-from transept.database import Database, Handle, Registry
+from transept.database import Database, Databases, Handle
 from transept.errors import CommitInDoubt
 from transept.gate.answer import IN_DOUBT, READING_METHODS, always, at_start, between_chunks, outcome_of, report
 from transept.gate.state import make_lazy
@@ -72,7 +72,7 @@ class ASGIGate:
     def __init__(
         self,
         app: ASGIApp,
-        registry: Registry | Database | Iterable[Database],
+        registry: Databases | Database | Iterable[Database],
         *,
         answer: Answer | None = None,
         before_commit: BeforeCommit | None = None,
@@ -80,7 +80,7 @@ class ASGIGate:
         runs_ahead: Callable[[Scope, Message], bool] | None = None,
     ) -> None:
         self.app = app
-        self.registry = Registry.of(registry, "registry")
+        self.registry = Databases.of(registry, "registry")
         self.before_commit = before_commit
         self.answer = answer
         self.on_failed_start = on_failed_start
@@ -128,9 +128,9 @@ class ASGIHTTPDBSessionMiddleware(ASGIGate):
         app: ASGIApp,
         before_commit: BeforeCommit | None = None,
         *,
-        registry: Registry | Database | Iterable[Database] | None = None,
+        registry: Databases | Database | Iterable[Database] | None = None,
     ) -> None:
-        super().__init__(app, Registry() if registry is None else registry, before_commit=before_commit)
+        super().__init__(app, Databases() if registry is None else registry, before_commit=before_commit)
 
 
 def unit_scope(scope: Scope) -> UnitScope | None:

@@ -1,37 +1,39 @@
-"""The sessions on a request's state, by their session keys."""
+"""The sessions and connections on a request's state, by their keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from transept.context import UnitScope
-from transept.database import Database, Registry
+from transept.database import Databases
 
 __all__ = ["make_lazy"]
 
 
 class LazyState(MutableMapping[str, Any]):
-    """The request's state, in which a session is made when it is first looked at.
+    """The request's state, in which a session or connection is made when it is first looked at.
 
     A view of the mapping that was there: what middleware above and the app below write, both see.
     """
 
-    __slots__ = ("_databases", "_given", "_units")
+    __slots__ = ("_given", "_lazy", "_units")
 
-    def __init__(self, given: MutableMapping[str, Any], units: UnitScope, databases: dict[str, Database]) -> None:
+    def __init__(
+        self, given: MutableMapping[str, Any], units: UnitScope, lazy: dict[str, Callable[[Any], Any]]
+    ) -> None:
         self._given = given
         self._units = units
-        self._databases = databases
+        self._lazy = lazy
 
     def __getitem__(self, key: str) -> Any:
         try:
             return self._given[key]
         except KeyError:
-            database = self._databases.get(key)
-            if database is None:
+            give = self._lazy.get(key)
+            if give is None:
                 raise
-        return self._units.open().session(database)
+        return give(self._units.open())
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._given[key] = value
@@ -49,15 +51,15 @@ class LazyState(MutableMapping[str, Any]):
         return key in self._given
 
     def copy(self) -> LazyState:
-        return LazyState(dict(self._given), self._units, self._databases)
+        return LazyState(dict(self._given), self._units, self._lazy)
 
 
-def make_lazy(scope: MutableMapping[str, Any], units: UnitScope, registry: Registry) -> None:
-    databases = registry.session_keys()
-    if not databases:
+def make_lazy(scope: MutableMapping[str, Any], units: UnitScope, registry: Databases) -> None:
+    lazy = registry.on_state()
+    if not lazy:
         return
     given: Any = scope.get("state")
     if type(given) is LazyState:  # an isinstance() of an abstract class costs more than all the rest
-        databases = {**given._databases, **databases}
+        lazy = {**given._lazy, **lazy}
         given = given._given
-    scope["state"] = LazyState({} if given is None else given, units, databases)
+    scope["state"] = LazyState({} if given is None else given, units, lazy)

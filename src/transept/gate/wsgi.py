@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from transept._bridge import run_now
 from transept.context import CURRENT, PLAIN, Gate, UnitScope
-from transept.database import Database, Registry
+from transept.database import Database, Databases
 from transept.errors import CommitInDoubt, ImproperConfigurationError, OutsideScope
 from transept.gate.answer import IN_DOUBT, READING_METHODS, always, at_start, between_chunks, outcome_of, report
 from transept.lifecycle import stop_all
@@ -48,10 +48,10 @@ class WSGIGate:
     """
 
     def __init__(
-        self, app: WSGIApplication, registry: Registry | Database | Iterable[Database], *, answer: Answer | None = None
+        self, app: WSGIApplication, registry: Databases | Database | Iterable[Database], *, answer: Answer | None = None
     ) -> None:
         self.app = app
-        self.registry = Registry.of(registry, "registry")
+        self.registry = Databases.of(registry, "registry")
         self.before_commit: BeforeCommit | None = None
         self.answer = answer
         for database in self.registry:

@@ -1,250 +1,174 @@
-"""The session that talks SQL to a driver, and how a unit of work settles it; written once, for both colours."""
+"""The sessions that talk SQL to a raw driver, in both colours."""
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar, overload
 
 from transept._bridge import run_now
-from transept.errors import CommitFailed, inside_a_block
-from transept.turn import TaskTurn, ThreadTurn
+from transept.errors import ImproperConfigurationError, UsageError
+from transept.sql.handle import Arguments, Opened, SQLHandle
+from transept.sql.paging import without_limit
+from transept.sql.reading import BlockingRowStream, RowStream
+from transept.sql.result import Result
 
-logger = logging.getLogger("transept")
+__all__ = ["BlockingSQLSession", "SQLSession"]
 
-__all__ = ["BlockingSQLSession", "Link", "Linker", "Result", "SQLHandle", "SQLSession"]
-
-Parameters = Sequence[Any] | Mapping[str, Any]
-
-READS = re.compile(r"\s*(select|show|values|explain|table)\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The rows of one statement, in memory. Iterates over, and has the length of, the rows as dicts."""
-
-    column_names: tuple[str, ...]
-    rows: Sequence[Sequence[Any]]
-    rows_affected: int
-
-    def all(self) -> list[dict[str, Any]]:
-        """Every row, as a dict by column name."""
-        return [dict(zip(self.column_names, row, strict=True)) for row in self.rows]
-
-    def scalar(self) -> Any:
-        """The first column of the first row; None if there is no row."""
-        return self.rows[0][0] if self.rows else None
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.all())
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-class Link(Protocol):
-    """A connection in use: what an adapter does for one transaction. Awaits only its own driver."""
-
-    async def begin(self, may_write: bool) -> None: ...
-
-    async def run(self, sql: str, parameters: Parameters) -> Result: ...
-
-    async def gone(self) -> str | None:
-        """Why COMMIT would keep nothing, after an error was raised by `run`; None if it would."""
-        ...
-
-    async def commit(self) -> None:
-        """Raises the driver's error, `CommitFailed` or `CommitInDoubt`."""
-        ...
-
-    async def rollback(self) -> None: ...
-
-    async def release(self) -> None:
-        """Give the connection back, between transactions."""
-        ...
-
-    async def drop(self) -> None:
-        """Close the connection, whatever state it is in."""
-        ...
-
-
-class Linker(Protocol):
-    """What takes a connection for a handle."""
-
-    @property
-    def key(self) -> str: ...
-
-    async def link(self) -> Link: ...
-
-
-class SQLHandle:
-    """One database's part in a unit of work: begins with the first statement, ends with commit or rollback."""
-
-    def __init__(self, database: Linker, turn: TaskTurn | ThreadTurn, reads_only: bool) -> None:
-        self._database = database
-        self._turn = turn
-        self._may_write = not reads_only
-        self._link: Link | None = None
-        self._beginning = False
-        self._failed: str | None = None
-        self._savepoints = 0
-        self._open_savepoints: set[str] = set()
-        self._wrote = False
-        self._app_ended: bool | None = None
-        self.session: Any = SQLSession(self) if isinstance(turn, TaskTurn) else BlockingSQLSession(self)
-
-    async def execute(self, sql: str, parameters: Parameters) -> Result:
-        await self._take()
-        try:
-            link = self._link or await self._begin()
-            try:
-                result = await link.run(sql, parameters)
-            except Exception as error:
-                self._failed = str(error).strip().split("\n")[0]
-                raise
-            self._wrote = self._wrote or READS.match(sql) is None
-            return result
-        finally:
-            self._turn.leave()
-
-    async def app_ends(self, *, commit: bool) -> None:
-        """The app's own commit or rollback."""
-        if self._turn.over() and not commit:
-            return
-        if self._open_savepoints and not self._turn.settling:
-            end = "commit" if commit else "rollback"
-            raise inside_a_block(f"session.{end}() on database {self._database.key!r}")
-        await self._take()
-        try:
-            if self._link is not None:
-                if commit:
-                    await self.check()
-                await (self.commit() if commit else self.rollback())
-                self._app_ended = commit
-        finally:
-            self._turn.leave()
-
-    def in_transaction(self) -> bool:
-        return self._link is not None or self._beginning
-
-    def reading(self) -> bool:
-        return False
-
-    def wrote(self) -> bool:
-        return self._wrote
-
-    def app_ended(self) -> bool | None:
-        return self._app_ended
-
-    def hold_now(self) -> bool:
-        return self._turn.hold_now()
-
-    async def hold(self) -> None:
-        await self._turn.hold()
-
-    def release(self) -> None:
-        self._turn.release()
-
-    async def check(self) -> None:
-        if self._failed is not None and (reason := await self._linked().gone()) is not None:
-            raise CommitFailed(self._database.key, f"{reason} ({self._failed})")
-
-    async def commit(self) -> None:
-        await self._linked().commit()
-        await self._let_go()
-
-    async def rollback(self) -> None:
-        await self._linked().rollback()
-        await self._let_go()
-
-    async def invalidate(self) -> None:
-        link, self._link = self._link, None
-        self._forget()
-        if link is not None:
-            await link.drop()
-
-    async def savepoint(self) -> str:
-        self._savepoints += 1
-        name = f"transept_{self._savepoints}"
-        await self._linked().run(f"SAVEPOINT {name}", ())
-        self._open_savepoints.add(name)
-        return name
-
-    async def rollback_to(self, savepoint: str) -> None:
-        link = self._linked()
-        self._open_savepoints.discard(savepoint)
-        await link.run(f"ROLLBACK TO SAVEPOINT {savepoint}", ())
-        await link.run(f"RELEASE SAVEPOINT {savepoint}", ())
-        self._failed = None
-
-    async def release_savepoint(self, savepoint: str) -> None:
-        await self._linked().run(f"RELEASE SAVEPOINT {savepoint}", ())
-        self._open_savepoints.discard(savepoint)
-
-    def end(self, owner: str) -> None:
-        self._turn.ended = owner
-
-    def forget(self) -> None:
-        """Nothing is kept between statements."""
-
-    async def _take(self) -> None:
-        if isinstance(self._turn, TaskTurn):
-            while (settled := self._turn.take()) is not None:
-                await settled
-        else:
-            self._turn.take()
-
-    async def _begin(self) -> Link:
-        self._beginning = True
-        try:
-            link = await self._database.link()
-            try:
-                await link.begin(self._may_write)
-            except BaseException:
-                await link.drop()
-                raise
-            self._link = link
-        finally:
-            self._beginning = False
-        return link
-
-    async def _let_go(self) -> None:
-        link, self._link = self._linked(), None
-        self._forget()
-        try:
-            await link.release()
-        except Exception:
-            logger.warning("a connection to %r could not be given back", self._database.key, exc_info=True)
-
-    def _forget(self) -> None:
-        self._failed = None
-        self._wrote = False
-        self._open_savepoints.clear()
-
-    def _linked(self) -> Link:
-        if self._link is None:
-            raise RuntimeError("no transaction is open")
-        return self._link
+T = TypeVar("T")
+Row = dict[str, Any]
 
 
 class SQLSession:
-    """An async SQL-first session. Lives as long as its unit of work; takes a connection with its first statement."""
+    """An async SQL-first session of one raw database. Lives as long as its unit of work.
+
+    A statement is SQL text or a statement of SQLAlchemy Core. Its parameters come one by one, as a single tuple, list
+    or mapping, or as keywords. The transaction begins with the first statement; its unit of work ends it.
+
+    Errors of the driver are raised as `transept.errors.SQLError`, which has a class for each kind.
+    """
+
+    __slots__ = ("__weakref__", "_handle")
 
     def __init__(self, handle: SQLHandle) -> None:
         self._handle = handle
 
-    async def execute(self, sql: str, *parameters: Any) -> Result:
-        """Run one statement. Parameters one by one, or a single tuple, list or mapping of them."""
-        return await self._handle.execute(sql, _parameters(parameters))
+    async def execute(self, statement: Any, /, *parameters: Any, **named: Any) -> Result:
+        """Run one statement; its rows are in memory when this returns.
 
-    async def select_value(self, sql: str, *parameters: Any) -> Any:
-        """The first column of the first row; None if there is no row."""
-        return (await self.execute(sql, *parameters)).scalar()
+        Raises:
+            ParameterError: the parameters do not fit the statement.
+            SQLError: the database refused it.
+            ConcurrentUseError: another task is using this session.
+            OutsideScope: the unit of work is over.
+        """
+        return await self._handle.execute(statement, arguments_of(parameters, named))
+
+    async def execute_many(self, statement: Any, /, parameters: Iterable[Arguments]) -> Result:
+        """Run one statement once for each of these sets of parameters, as one whole. It gives no rows."""
+        return await self._handle.execute_many(statement, list(parameters))
+
+    async def execute_script(self, script: str, /) -> None:
+        """Run several statements, separated by semicolons, without parameters."""
+        await self._handle.execute_script(script)
+
+    @overload
+    async def select(self, statement: Any, /, *parameters: Any, schema_type: type[T], **named: Any) -> list[T]: ...
+    @overload
+    async def select(
+        self, statement: Any, /, *parameters: Any, schema_type: None = None, **named: Any
+    ) -> list[Row]: ...
+    async def select(self, statement: Any, /, *parameters: Any, schema_type: Any = None, **named: Any) -> Any:
+        """All rows: dicts, or instances of `schema_type`.
+
+        That is a dataclass, a msgspec Struct, a pydantic model, an attrs class, a TypedDict or a named tuple.
+        """
+        return (await self.execute(statement, *parameters, **named)).all(schema_type=schema_type)
+
+    @overload
+    async def select_one(self, statement: Any, /, *parameters: Any, schema_type: type[T], **named: Any) -> T: ...
+    @overload
+    async def select_one(self, statement: Any, /, *parameters: Any, schema_type: None = None, **named: Any) -> Row: ...
+    async def select_one(self, statement: Any, /, *parameters: Any, schema_type: Any = None, **named: Any) -> Any:
+        """The only row.
+
+        Raises:
+            NotFoundError: there is none.
+            MultipleResultsFoundError: there are several.
+        """
+        return (await self.execute(statement, *parameters, **named)).one(schema_type=schema_type)
+
+    @overload
+    async def select_one_or_none(
+        self, statement: Any, /, *parameters: Any, schema_type: type[T], **named: Any
+    ) -> T | None: ...
+    @overload
+    async def select_one_or_none(
+        self, statement: Any, /, *parameters: Any, schema_type: None = None, **named: Any
+    ) -> Row | None: ...
+    async def select_one_or_none(
+        self, statement: Any, /, *parameters: Any, schema_type: Any = None, **named: Any
+    ) -> Any:
+        """The only row, or None if there is none; else as `select_one`."""
+        return (await self.execute(statement, *parameters, **named)).one_or_none(schema_type=schema_type)
+
+    @overload
+    async def select_value(self, statement: Any, /, *parameters: Any, value_type: type[T], **named: Any) -> T: ...
+    @overload
+    async def select_value(self, statement: Any, /, *parameters: Any, value_type: None = None, **named: Any) -> Any: ...
+    async def select_value(self, statement: Any, /, *parameters: Any, value_type: Any = None, **named: Any) -> Any:
+        """The first column of the only row, as `value_type` if that is given; raises as `select_one`."""
+        return (await self.execute(statement, *parameters, **named)).scalar(value_type=value_type)
+
+    @overload
+    async def select_value_or_none(
+        self, statement: Any, /, *parameters: Any, value_type: type[T], **named: Any
+    ) -> T | None: ...
+    @overload
+    async def select_value_or_none(
+        self, statement: Any, /, *parameters: Any, value_type: None = None, **named: Any
+    ) -> Any: ...
+    async def select_value_or_none(
+        self, statement: Any, /, *parameters: Any, value_type: Any = None, **named: Any
+    ) -> Any:
+        """As `select_value`, or None if there is no row."""
+        return (await self.execute(statement, *parameters, **named)).scalar_or_none(value_type=value_type)
+
+    @overload
+    async def select_with_total(
+        self, statement: Any, /, *parameters: Any, schema_type: type[T], **named: Any
+    ) -> tuple[list[T], int]: ...
+    @overload
+    async def select_with_total(
+        self, statement: Any, /, *parameters: Any, schema_type: None = None, **named: Any
+    ) -> tuple[list[Row], int]: ...
+    async def select_with_total(
+        self, statement: Any, /, *parameters: Any, schema_type: Any = None, **named: Any
+    ) -> Any:
+        """The rows, and how many there would be without LIMIT and OFFSET; one more statement where there is a limit."""
+        arguments = arguments_of(parameters, named)
+        rows = (await self._handle.execute(statement, arguments)).all(schema_type=schema_type)
+        counted = counting(statement, arguments, self._handle)
+        if counted is None:
+            return rows, len(rows)
+        return rows, (await self._handle.execute(*counted)).scalar()
+
+    @overload
+    def stream(
+        self, statement: Any, /, *parameters: Any, schema_type: type[T], chunk_size: int = 1000, **named: Any
+    ) -> RowStream[T]: ...
+    @overload
+    def stream(
+        self, statement: Any, /, *parameters: Any, schema_type: None = None, chunk_size: int = 1000, **named: Any
+    ) -> RowStream[Row]: ...
+    def stream(
+        self, statement: Any, /, *parameters: Any, schema_type: Any = None, chunk_size: int = 1000, **named: Any
+    ) -> RowStream[Any]:
+        """Rows through a cursor of the server, `chunk_size` at a time: memory does not grow with the result.
+
+        The transaction, and with it the connection, is held until the last row is read or the stream is closed.
+        """
+        return RowStream(
+            self._handle, (statement, arguments_of(parameters, named)), schema_type, checked_size(chunk_size)
+        )
+
+    def transaction(self) -> SessionTransaction:
+        """A block: a transaction that commits at its end, or a savepoint where one is open. An error undoes it."""
+        return SessionTransaction(self._handle)
+
+    async def begin(self) -> None:
+        """Begin now, and not with the first statement. Nothing, if a transaction is open."""
+        await self._handle.begin()
 
     async def commit(self) -> None:
-        """Commit now, whatever the response will be. The next statement begins anew."""
+        """Commit now, whatever the response will be. The next statement begins anew.
+
+        Raises:
+            SQLError: the database could not, and the transaction is rolled back.
+            CommitFailed: the transaction was gone before.
+            CommitInDoubt: no answer came.
+            UsageError: inside a block, whose end decides.
+        """
         await self._handle.app_ends(commit=True)
 
     async def rollback(self) -> None:
@@ -255,28 +179,180 @@ class SQLSession:
 class BlockingSQLSession:
     """The blocking twin of `SQLSession`."""
 
+    __slots__ = ("__weakref__", "_handle")
+
     def __init__(self, handle: SQLHandle) -> None:
         self._handle = handle
 
-    def execute(self, sql: str, *parameters: Any) -> Result:
-        """Run one statement. Parameters one by one, or a single tuple, list or mapping of them."""
-        return run_now(self._handle.execute(sql, _parameters(parameters)))
+    def execute(self, statement: Any, /, *parameters: Any, **named: Any) -> Result:
+        """As `SQLSession.execute`."""
+        return run_now(self._handle.execute(statement, arguments_of(parameters, named)))
 
-    def select_value(self, sql: str, *parameters: Any) -> Any:
-        """The first column of the first row; None if there is no row."""
-        return self.execute(sql, *parameters).scalar()
+    def execute_many(self, statement: Any, /, parameters: Iterable[Arguments]) -> Result:
+        """As `SQLSession.execute_many`."""
+        return run_now(self._handle.execute_many(statement, list(parameters)))
+
+    def execute_script(self, script: str, /) -> None:
+        """As `SQLSession.execute_script`."""
+        run_now(self._handle.execute_script(script))
+
+    @overload
+    def select(self, statement: Any, /, *parameters: Any, schema_type: type[T], **named: Any) -> list[T]: ...
+    @overload
+    def select(self, statement: Any, /, *parameters: Any, schema_type: None = None, **named: Any) -> list[Row]: ...
+    def select(self, statement: Any, /, *parameters: Any, schema_type: Any = None, **named: Any) -> Any:
+        """As `SQLSession.select`."""
+        return self.execute(statement, *parameters, **named).all(schema_type=schema_type)
+
+    @overload
+    def select_one(self, statement: Any, /, *parameters: Any, schema_type: type[T], **named: Any) -> T: ...
+    @overload
+    def select_one(self, statement: Any, /, *parameters: Any, schema_type: None = None, **named: Any) -> Row: ...
+    def select_one(self, statement: Any, /, *parameters: Any, schema_type: Any = None, **named: Any) -> Any:
+        """As `SQLSession.select_one`."""
+        return self.execute(statement, *parameters, **named).one(schema_type=schema_type)
+
+    @overload
+    def select_one_or_none(
+        self, statement: Any, /, *parameters: Any, schema_type: type[T], **named: Any
+    ) -> T | None: ...
+    @overload
+    def select_one_or_none(
+        self, statement: Any, /, *parameters: Any, schema_type: None = None, **named: Any
+    ) -> Row | None: ...
+    def select_one_or_none(self, statement: Any, /, *parameters: Any, schema_type: Any = None, **named: Any) -> Any:
+        """As `SQLSession.select_one_or_none`."""
+        return self.execute(statement, *parameters, **named).one_or_none(schema_type=schema_type)
+
+    @overload
+    def select_value(self, statement: Any, /, *parameters: Any, value_type: type[T], **named: Any) -> T: ...
+    @overload
+    def select_value(self, statement: Any, /, *parameters: Any, value_type: None = None, **named: Any) -> Any: ...
+    def select_value(self, statement: Any, /, *parameters: Any, value_type: Any = None, **named: Any) -> Any:
+        """As `SQLSession.select_value`."""
+        return self.execute(statement, *parameters, **named).scalar(value_type=value_type)
+
+    @overload
+    def select_value_or_none(
+        self, statement: Any, /, *parameters: Any, value_type: type[T], **named: Any
+    ) -> T | None: ...
+    @overload
+    def select_value_or_none(
+        self, statement: Any, /, *parameters: Any, value_type: None = None, **named: Any
+    ) -> Any: ...
+    def select_value_or_none(self, statement: Any, /, *parameters: Any, value_type: Any = None, **named: Any) -> Any:
+        """As `SQLSession.select_value_or_none`."""
+        return self.execute(statement, *parameters, **named).scalar_or_none(value_type=value_type)
+
+    @overload
+    def select_with_total(
+        self, statement: Any, /, *parameters: Any, schema_type: type[T], **named: Any
+    ) -> tuple[list[T], int]: ...
+    @overload
+    def select_with_total(
+        self, statement: Any, /, *parameters: Any, schema_type: None = None, **named: Any
+    ) -> tuple[list[Row], int]: ...
+    def select_with_total(self, statement: Any, /, *parameters: Any, schema_type: Any = None, **named: Any) -> Any:
+        """As `SQLSession.select_with_total`."""
+        return run_now(
+            SQLSession.select_with_total(
+                SQLSession(self._handle), statement, *parameters, schema_type=schema_type, **named
+            )
+        )
+
+    @overload
+    def stream(
+        self, statement: Any, /, *parameters: Any, schema_type: type[T], chunk_size: int = 1000, **named: Any
+    ) -> BlockingRowStream[T]: ...
+    @overload
+    def stream(
+        self, statement: Any, /, *parameters: Any, schema_type: None = None, chunk_size: int = 1000, **named: Any
+    ) -> BlockingRowStream[Row]: ...
+    def stream(
+        self, statement: Any, /, *parameters: Any, schema_type: Any = None, chunk_size: int = 1000, **named: Any
+    ) -> BlockingRowStream[Any]:
+        """As `SQLSession.stream`."""
+        return BlockingRowStream(
+            self._handle, (statement, arguments_of(parameters, named)), schema_type, checked_size(chunk_size)
+        )
+
+    def transaction(self) -> BlockingSessionTransaction:
+        """As `SQLSession.transaction`."""
+        return BlockingSessionTransaction(self._handle)
+
+    def begin(self) -> None:
+        """As `SQLSession.begin`."""
+        run_now(self._handle.begin())
 
     def commit(self) -> None:
-        """Commit now, whatever the response will be. The next statement begins anew."""
+        """As `SQLSession.commit`."""
         run_now(self._handle.app_ends(commit=True))
 
     def rollback(self) -> None:
-        """Roll back now. The next statement begins anew."""
+        """As `SQLSession.rollback`."""
         run_now(self._handle.app_ends(commit=False))
 
 
-def _parameters(given: tuple[Any, ...]) -> Parameters:
-    if len(given) == 1 and isinstance(given[0], (tuple, list, Mapping)):
-        alone: Parameters = given[0]
-        return alone
-    return given
+class SessionTransaction:
+    """A block of one session; see `SQLSession.transaction`."""
+
+    def __init__(self, handle: SQLHandle) -> None:
+        self._handle = handle
+        self._opened: list[Opened] = []
+
+    async def __aenter__(self) -> None:
+        self._opened.append(await self._handle.enter_block())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._handle.leave_block(self._opened.pop(), error)
+
+
+class BlockingSessionTransaction:
+    """The blocking twin of `SessionTransaction`."""
+
+    def __init__(self, handle: SQLHandle) -> None:
+        self._handle = handle
+        self._opened: list[Opened] = []
+
+    def __enter__(self) -> None:
+        self._opened.append(run_now(self._handle.enter_block()))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        run_now(self._handle.leave_block(self._opened.pop(), error))
+
+
+def arguments_of(parameters: tuple[Any, ...], named: dict[str, Any]) -> Arguments:
+    """What was given as parameters: positional ones, or named ones."""
+    if named:
+        if parameters:
+            raise UsageError(
+                f"the parameters of a statement are positional or named, not both: {parameters!r} and {sorted(named)}."
+            )
+        return named
+    if len(parameters) == 1:
+        alone: Arguments = parameters[0]
+        if isinstance(alone, (tuple, list, dict)) or (not isinstance(alone, str) and isinstance(alone, Mapping)):
+            return alone
+    return parameters
+
+
+def counting(statement: Any, arguments: Arguments, handle: SQLHandle) -> tuple[Any, Arguments] | None:
+    """The statement that counts the rows of this one; None if it has no limit, so that they are all there."""
+    if not isinstance(statement, str):
+        from sqlalchemy import func, select
+
+        return select(func.count()).select_from(statement.limit(None).offset(None).order_by(None).subquery()), arguments
+    cut = without_limit(statement, arguments, handle.database.notation)
+    if cut is None:
+        return None
+    return f"SELECT count(*) FROM ({cut[0]}) AS transept_counted", cut[1]
+
+
+def checked_size(chunk_size: int) -> int:
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ImproperConfigurationError(f"chunk_size={chunk_size!r}: a whole number from 1 is needed.")
+    return chunk_size

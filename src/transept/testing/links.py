@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from weakref import ref
 
 from transept._bridge import run_now
-from transept.sql.session import Link, Linker, Parameters, Result
+from transept.sql.faults import Fault
+from transept.sql.kinds import Kind
+from transept.sql.link import Cursor, Link, Linker
+from transept.sql.result import Result
+from transept.sql.statement import Notation
+from transept.sql.values import Table
 from transept.testing.control import control_word, refuse_two_phase
+from transept.testing.driver import DriverConnection
 from transept.testing.home import Home, finished
 from transept.testing.outer import Outer, explain
 from transept.testing.shared import Shared, Source
@@ -18,6 +24,9 @@ from transept.testing.turnstile import User
 __all__ = ["LinkSource"]
 
 T = TypeVar("T")
+
+COMMAND: Final = Kind("SAVEPOINT", returns_rows=False, reads=True, session=False, several=False)
+QUERY: Final = Kind("SELECT", returns_rows=True, reads=True, session=True, several=False)
 
 
 class LinkSource(Source):
@@ -80,7 +89,7 @@ class SharedLink(Shared):
         if linker is None or self.outer is not None:  # begun for one that was cancelled meanwhile
             return
         if self._link is None:
-            self._link = await linker.link()
+            self._link = await linker.link("the sandbox")
         outer = Outer(self.database, self._dialect, self._sql)
         try:
             await self._link.begin(True)
@@ -100,7 +109,14 @@ class SharedLink(Shared):
             await link.drop()
 
     async def _sql(self, sql: str) -> Any:
-        return (await self.link().run(sql, ())).rows
+        rows = sql.lstrip().upper().startswith(("SELECT", "PRAGMA"))
+        return (await self.link().run(sql, (), QUERY if rows else COMMAND)).rows
+
+    def linker(self) -> Linker:
+        linker: Linker | None = self._linker()
+        if linker is None:
+            raise self.over()
+        return linker
 
 
 class JoinedLinker:
@@ -114,12 +130,33 @@ class JoinedLinker:
     def key(self) -> str:
         return self._shared.database
 
-    async def link(self) -> Link:
+    @property
+    def notation(self) -> Notation:
+        return self._shared.linker().notation
+
+    @property
+    def natives(self) -> frozenset[type]:
+        return self._shared.linker().natives
+
+    @property
+    def adapts(self) -> Table:
+        return self._shared.linker().adapts
+
+    @property
+    def driver_connection(self) -> type:
+        return self._shared.linker().driver_connection
+
+    def fault_of(self, error: BaseException) -> Fault | None:
+        return self._shared.linker().fault_of(error)
+
+    async def link(self, holder: str) -> Link:
         return await self._shared.join(self._hooks)
 
 
 class JoinedLink:
     """What one unit has of the sandbox's link: a savepoint."""
+
+    fresh = True
 
     def __init__(self, shared: SharedLink, user: User) -> None:
         self._shared = shared
@@ -128,17 +165,40 @@ class JoinedLink:
         self._in_use = False
         self._over = False
 
+    @property
+    def connection(self) -> Any:
+        connection = self._shared.link().connection
+        return connection if self._shared.home is None else DriverConnection(connection, self._run)
+
+    def runs_bare(self, kind: Kind) -> bool:
+        return False
+
+    def refused_bare(self, fault: Fault) -> bool:
+        return False
+
     async def begin(self, may_write: bool) -> None:
         await self._run(self._begin)
 
-    async def run(self, sql: str, parameters: Parameters) -> Result:
+    async def run(self, sql: str, values: Sequence[Any], kind: Kind) -> Result:
         word = control_word(sql)
         if word is None:
-            return await self._run(lambda: self._shared.link().run(sql, parameters))
+            return await self._run(lambda: self._shared.link().run(sql, values, kind))
         if word == "two_phase":
             refuse_two_phase()
         await self._run({"begin": self._begin, "commit": self._keep_and_go_on, "rollback": self._undo_and_go_on}[word])
         return Result((), (), 0)
+
+    async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
+        return await self._run(lambda: self._shared.link().run_many(sql, sets))
+
+    async def run_script(self, script: str) -> None:
+        await self._run(lambda: self._shared.link().run_script(script))
+
+    async def cursor(self, sql: str, values: Sequence[Any]) -> Cursor:
+        return JoinedCursor(await self._run(lambda: self._shared.link().cursor(sql, values)), self._run)
+
+    async def ended_by(self, fault: Fault) -> bool:
+        return await self._run(lambda: self._shared.link().ended_by(fault))
 
     async def gone(self) -> str | None:
         return await self._run(lambda: self._shared.link().gone())
@@ -200,6 +260,25 @@ class JoinedLink:
     async def _undo_and_go_on(self) -> None:
         await self._undo()
         await self._begin()
+
+
+class JoinedCursor:
+    """A cursor of the shared connection, read where that lives."""
+
+    def __init__(self, cursor: Cursor, run: Callable[[Callable[[], Coroutine[Any, Any, Any]]], Any]) -> None:
+        self._cursor = cursor
+        self._run = run
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return self._cursor.column_names
+
+    async def fetch(self, count: int) -> Sequence[Sequence[Any]]:
+        rows: Sequence[Sequence[Any]] = await self._run(lambda: self._cursor.fetch(count))
+        return rows
+
+    async def close(self) -> None:
+        await self._run(self._cursor.close)
 
 
 async def _taken(take: Callable[[User], None], user: User) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import asyncpg
-
 from transept.adapters.asyncpg import AsyncpgConfig
+from transept.errors import SQLError
 
 
 class RawAsyncpg:
@@ -14,8 +13,8 @@ class RawAsyncpg:
     blocking = False
     drivers = {"postgres": ("asyncpg",)}
     can: frozenset[str] = frozenset()
-    late_error = asyncpg.PostgresError
-    statement_error = asyncpg.PostgresError
+    late_error = SQLError
+    statement_error = SQLError
 
     def database(self, engine: Any, driver: str, port: int | None, **settings: Any) -> Any:
         return AsyncpgConfig(pool_config={"dsn": engine.dsn(port), "max_size": 5}, **settings)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 from transept.adapters.sqlite import SqliteConfig
+from transept.errors import SQLError
 
 
 class RawSqlite3:
@@ -13,8 +13,8 @@ class RawSqlite3:
     blocking = True
     drivers = {"sqlite": ("sqlite3",), "memory": ("sqlite3",)}
     can: frozenset[str] = frozenset()
-    late_error = sqlite3.Error
-    statement_error = sqlite3.Error
+    late_error = SQLError
+    statement_error = SQLError
 
     def database(self, engine: Any, driver: str, port: int | None, **settings: Any) -> Any:
         return SqliteConfig(pool_config=engine.options, **settings)
@@ -35,4 +35,4 @@ class RawSqlite3:
         session.rollback()
 
     def checked_out(self, database: Any) -> int:
-        return 0
+        return int(database.provide_pool().in_use)

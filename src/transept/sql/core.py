@@ -1,0 +1,76 @@
+"""Statements of SQLAlchemy Core in place of SQL text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from transept.errors import UsageError
+from transept.sql.statement import Notation
+
+__all__ = ["compiled", "compiled_many"]
+
+PARAMSTYLES = {"qmark": "qmark", "numeric": "numeric_dollar", "format": "format"}
+
+
+def compiled(statement: Any, arguments: Any, notation: Notation) -> tuple[str, Sequence[Any]]:
+    """The driver's text and values of a statement such as ``select(users)``; `arguments` are its bind parameters.
+
+    Values pass through the types of their columns; rows come as the driver gives them.
+
+    Raises:
+        UsageError: it is no statement, or its parameters were not given by name.
+    """
+    if arguments and not isinstance(arguments, Mapping):
+        raise _by_name(arguments)
+    made, processors = _compile(statement, notation, list(arguments) if arguments else None)
+    return str(made), _values(made, processors, arguments)
+
+
+def compiled_many(statement: Any, sets: Sequence[Any], notation: Notation) -> tuple[str, list[Sequence[Any]]]:
+    """As `compiled`, for one execution with each set of parameters."""
+    if not isinstance(sets[0], Mapping):
+        raise _by_name(sets[0])
+    made, processors = _compile(statement, notation, list(sets[0]))
+    return str(made), [_values(made, processors, one) for one in sets]
+
+
+def _compile(statement: Any, notation: Notation, names: list[str] | None) -> tuple[Any, dict[str, Any]]:
+    if not (hasattr(statement, "compile") and hasattr(statement, "compare")):
+        raise UsageError(
+            f"a statement is a text, or one of SQLAlchemy Core such as select(...); {statement!r} is neither."
+        )
+    from sqlalchemy import JSON
+
+    dialect = _dialect(notation)
+    made = statement.compile(dialect=dialect, column_keys=names, compile_kwargs={"render_postcompile": True})
+    processors = {}
+    for bind, name in made.bind_names.items():
+        if notation.dialect == "postgresql" and isinstance(bind.type, JSON):
+            continue  # the drivers encode documents themselves
+        processor = bind.type.dialect_impl(dialect).bind_processor(dialect)
+        if processor is not None:
+            processors[name] = processor
+    return made, processors
+
+
+def _values(made: Any, processors: dict[str, Any], arguments: Any) -> list[Any]:
+    values = made.construct_params(dict(arguments) if arguments else None)
+    return [processors[name](values[name]) if name in processors else values[name] for name in made.positiontup or ()]
+
+
+def _by_name(arguments: object) -> UsageError:
+    return UsageError(
+        f"the parameters of a SQLAlchemy statement go by name: pass a mapping or keywords, not {arguments!r}."
+    )
+
+
+@cache
+def _dialect(notation: Notation) -> Any:
+    """A dialect that renders for this driver; it has no driver itself."""
+    from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+    kinds = {"postgresql": postgresql, "mysql": mysql, "sqlite": sqlite}
+    made: Any = kinds[notation.dialect].dialect(paramstyle=PARAMSTYLES[notation.out])
+    return made

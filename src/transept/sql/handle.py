@@ -1,0 +1,526 @@
+"""How a unit of work settles a raw database: begins with the first statement, ends with commit or rollback.
+
+Written once, for both colours: what is awaited belongs to the adapter, and blocks where the driver does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
+from weakref import ref
+
+from transept.context import CURRENT, LOOP
+from transept.errors import CommitFailed, CommitInDoubt, OutsideScope, UsageError, inside_a_block
+from transept.hooks import Hooks
+from transept.sql.core import compiled, compiled_many
+from transept.sql.faults import sql_error
+from transept.sql.kinds import Kind, kind_of
+from transept.sql.link import Cursor, Link, Linker
+from transept.sql.result import Result
+from transept.sql.statement import render, render_many
+from transept.sql.tokens import split
+from transept.sql.values import adapt
+from transept.turn import TaskTurn, ThreadTurn
+
+__all__ = ["Arguments", "SQLHandle"]
+
+T = TypeVar("T")
+Arguments = Sequence[Any] | Mapping[str, Any]
+Prepared = tuple[str, Sequence[Any], Kind]
+
+CONTROLS = {"BEGIN": "begin", "START": "begin", "COMMIT": "commit", "END": "commit", "ROLLBACK": "rollback"}
+
+COMMAND = Kind("SAVEPOINT", returns_rows=False, reads=True, session=False, several=False)
+
+logger = logging.getLogger("transept")
+
+
+class Opened(NamedTuple):
+    """A block of the app's own: the transaction that it is in, and its savepoint if it is not the transaction."""
+
+    link: Link
+    savepoint: str | None
+    mark: int
+
+
+class SQLHandle:
+    """One raw database's part in a unit of work."""
+
+    __slots__ = (
+        "_app_ended",
+        "_beginning",
+        "_cursors",
+        "_database",
+        "_depth",
+        "_dialect",
+        "_ended",
+        "_failed",
+        "_hooks",
+        "_link",
+        "_may_write",
+        "_open_savepoints",
+        "_savepoints",
+        "_turn",
+        "_wrote",
+        "connection",
+        "session",
+    )
+
+    def __init__(self, database: Linker, turn: TaskTurn | ThreadTurn, hooks: Hooks, reads_only: bool) -> None:
+        self._database = database
+        self._dialect = database.notation.dialect
+        self._turn = turn
+        self._hooks = hooks
+        self._may_write = not reads_only
+        self._link: Link | None = None
+        self._beginning = False
+        self._failed: str | None = None
+        self._ended = False
+        self._depth = 0
+        self._savepoints = 0
+        self._open_savepoints: set[str] = set()
+        self._cursors: dict[Cursor, ref[Any]] = {}
+        self._wrote = False
+        self._app_ended: bool | None = None
+        self.session: Any = None
+        self.connection: Any = None
+
+    @property
+    def database(self) -> Linker:
+        return self._database
+
+    # What sessions call.
+
+    async def execute(self, sql: Any, arguments: Arguments) -> Result:
+        """Run one statement, in the open transaction or in one that begins with it."""
+        sql, values, kind = self._prepared(sql, arguments)
+        if kind.verb in CONTROLS and (what := _control(sql, kind)) is not None:
+            return await self._control(sql, what)
+        turn = self._turn
+        waits = turn.take()
+        while waits is not None:
+            await waits
+            waits = turn.take()
+        try:
+            link = self._link
+            if link is None:
+                result = await self._begin((sql, values, kind))
+                if result is not None:
+                    return result
+                link = self._linked()
+            try:
+                result = await link.run(sql, values, kind)
+            except Exception as error:
+                await self._fail(error, sql)
+            if not kind.reads:
+                self._wrote = True
+            return result
+        finally:
+            turn.leave()
+
+    async def execute_many(self, sql: Any, sets: Sequence[Arguments]) -> Result:
+        """Run one statement once for each set of parameters."""
+        if not sets:
+            return Result((), (), 0)
+        if type(sql) is str:
+            text, rendered = render_many(sql, sets, self._database.notation)
+        else:
+            text, rendered = compiled_many(sql, sets, self._database.notation)
+        values = [adapt(one, self._database.adapts) for one in rendered]
+
+        async def work(link: Link) -> Result:
+            return Result((), (), await link.run_many(text, values))
+
+        return await self.use(work, text)
+
+    async def execute_script(self, script: str) -> None:
+        """Run several statements, none of which ends the transaction."""
+        for statement in split(script, self._dialect):
+            if _control(statement, kind_of(statement, self._dialect)) is not None:
+                raise UsageError(
+                    "a script is a part of the unit of work, which begins and ends by itself, so it cannot begin, "
+                    f"commit or roll back: leave out\n    {statement.strip()}"
+                )
+        await self.use(lambda link: link.run_script(script), script)
+
+    async def use(
+        self, work: Callable[[Link], Awaitable[T]], sql: str | None = None, *, writes: bool = True, raw: bool = False
+    ) -> T:
+        """Do something with the connection, in the open transaction or in one that begins now.
+
+        `raw`: by the driver's own means, so its errors are raised as they are.
+        """
+        await self._take()
+        try:
+            if self._link is None:
+                await self._begin()
+            try:
+                result = await work(self._linked())
+            except Exception as error:
+                await self._fail(error, sql, raw=raw)
+            self._wrote = self._wrote or writes
+            return result
+        finally:
+            self._turn.leave()
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the driver's connection."""
+        if self._link is None:
+            raise UsageError(f"{name!r} is known once the connection is in use: run a statement, or begin(), first.")
+        return getattr(self._link.connection, name)
+
+    async def begin(self) -> None:
+        """Begin a transaction now, unless one is open."""
+        await self._take()
+        try:
+            if self._link is None:
+                await self._begin()
+        finally:
+            self._turn.leave()
+
+    async def app_ends(self, *, commit: bool) -> None:
+        """The app's own commit or rollback."""
+        if self._turn.over() and not commit:
+            return
+        if (self._open_savepoints or self._depth) and not self._turn.settling:
+            end = "commit" if commit else "rollback"
+            raise inside_a_block(f"session.{end}() on database {self._database.key!r}")
+        await self._take()
+        try:
+            await self._end_now(commit)
+        finally:
+            self._turn.leave()
+
+    async def enter_block(self) -> Opened:
+        """A block of the app's own begins: a transaction, or a savepoint where one is open."""
+        await self._take()
+        try:
+            if self._link is None:
+                await self._begin()
+                block = Opened(self._linked(), None, self._hooks.mark())
+            else:
+                block = Opened(self._link, await self.savepoint(), self._hooks.mark())
+            self._depth += 1
+            return block
+        finally:
+            self._turn.leave()
+
+    async def leave_block(self, block: Opened, error: BaseException | None) -> None:
+        """It ends: kept if there is no error, else undone."""
+        self._depth -= 1
+        if block.link is not self._link:
+            if error is None:
+                raise UsageError(
+                    f"the transaction of a session.transaction() block on database {self._database.key!r} ended inside "
+                    "the block: the response started there, or its unit of work ended."
+                )
+            return
+        await self._take()
+        try:
+            await self._end_block(block, error)
+        finally:
+            self._turn.leave()
+
+    # Cursors.
+
+    async def open_cursor(self, reader: Any, sql: Any, arguments: Arguments) -> Cursor:
+        """A result that stays with the server, as long as `reader` lives and the transaction is open."""
+        text, values, kind = self._prepared(sql, arguments)
+        cursor = await self.use(lambda link: link.cursor(text, values), text, writes=not kind.reads)
+        self._cursors[cursor] = ref(reader)
+        return cursor
+
+    async def fetch(self, cursor: Cursor, count: int) -> Sequence[Sequence[Any]]:
+        """The next rows of an open cursor; it is closed after the last."""
+        await self._take()
+        try:
+            if cursor not in self._cursors:
+                raise OutsideScope(
+                    f"a stream on database {self._database.key!r} was read after its transaction had ended: read it to "
+                    "its end before, or open it inside the generator that streams the body."
+                )
+            try:
+                rows = await cursor.fetch(count)
+            except Exception as error:
+                await self._fail(error, None)
+            if len(rows) < count:
+                await self._close_cursor(cursor)
+            return rows
+        finally:
+            self._turn.leave()
+
+    async def close_cursor(self, cursor: Cursor) -> None:
+        if cursor in self._cursors:
+            await self._take()
+            try:
+                await self._close_cursor(cursor)
+            finally:
+                self._turn.leave()
+
+    # What the unit of work calls.
+
+    def in_transaction(self) -> bool:
+        return self._link is not None or self._beginning
+
+    def reading(self) -> bool:
+        return any(reader() is not None for reader in self._cursors.values())
+
+    def wrote(self) -> bool:
+        return self._wrote
+
+    def app_ended(self) -> bool | None:
+        return self._app_ended
+
+    def hold_now(self) -> bool:
+        return self._turn.hold_now()
+
+    async def hold(self) -> None:
+        await self._turn.hold()
+
+    def release(self) -> None:
+        self._turn.release()
+
+    async def check(self) -> None:
+        link = self._linked()
+        for cursor in list(self._cursors):
+            await self._close_cursor(cursor)
+        if self._ended:
+            raise CommitFailed(self._database.key, f"an earlier error ended the transaction ({self._failed})")
+        if self._failed is not None and (reason := await link.gone()) is not None:
+            raise CommitFailed(self._database.key, f"{reason} ({self._failed})")
+
+    async def commit(self) -> None:
+        link = self._linked()
+        try:
+            await link.commit()
+        except BaseException as error:
+            fault = self._database.fault_of(error)
+            if fault is not None and fault.in_doubt:
+                raise CommitInDoubt(self._database.key) from error
+            if fault is not None:
+                raise sql_error(fault, error, self._database.key, None) from error
+            raise
+        await self._let_go(link)
+
+    async def rollback(self) -> None:
+        link = self._linked()
+        for cursor in list(self._cursors):
+            await self._close_cursor(cursor)
+        await link.rollback()
+        await self._let_go(link)
+
+    async def invalidate(self) -> None:
+        link, self._link = self._link, None
+        self._forget()
+        if link is not None:
+            await link.drop()
+
+    async def savepoint(self) -> str:
+        self._savepoints += 1
+        name = f"transept_{self._savepoints}"
+        await self._command(f"SAVEPOINT {name}")
+        self._open_savepoints.add(name)
+        return name
+
+    async def rollback_to(self, savepoint: str) -> None:
+        self._open_savepoints.discard(savepoint)
+        await self._command(f"ROLLBACK TO SAVEPOINT {savepoint}")
+        await self._command(f"RELEASE SAVEPOINT {savepoint}")
+        if not self._ended:
+            self._failed = None
+
+    async def release_savepoint(self, savepoint: str) -> None:
+        await self._command(f"RELEASE SAVEPOINT {savepoint}")
+        self._open_savepoints.discard(savepoint)
+
+    def end(self, owner: str) -> None:
+        self._turn.ended = owner
+
+    def forget(self) -> None:
+        """Nothing is kept between statements."""
+
+    # How.
+
+    def _prepared(self, sql: Any, arguments: Arguments) -> Prepared:
+        values: Sequence[Any] = ()
+        if type(sql) is not str:
+            sql, values = compiled(sql, arguments, self._database.notation)
+        elif arguments:
+            sql, values = render(sql, arguments, self._database.notation)
+        if values:
+            values = adapt(values, self._database.adapts)
+        kind = kind_of(sql, self._dialect)
+        if kind.several:
+            raise UsageError(
+                f"several statements in one call: use execute_script(), which takes no parameters.\n    {sql.strip()}"
+            )
+        return sql, values, kind
+
+    async def _take(self) -> None:
+        turn = self._turn
+        waits = turn.take()
+        while waits is not None:
+            await waits
+            waits = turn.take()
+
+    async def _begin(self, bare: Prepared | None = None) -> Result | None:
+        """Take a connection and begin on it; or the result of a statement that the server took without a transaction.
+
+        A connection that was dead in the pool already is replaced: nothing was done on it yet.
+        """
+        self._beginning = True
+        sql = None if bare is None else bare[0]
+        try:
+            while True:
+                link = await self._connect(sql)
+                try:
+                    return await self._begin_on(link, bare)
+                except BaseException as error:
+                    fault = self._database.fault_of(error)
+                    await self._put_away(link, fault is None or fault.lost)
+                    if fault is None:
+                        raise
+                    if not fault.lost or link.fresh:
+                        raise sql_error(fault, error, self._database.key, sql) from error
+        finally:
+            self._beginning = False
+
+    async def _connect(self, sql: str | None) -> Link:
+        try:
+            return await self._database.link(_holder())
+        except Exception as error:
+            fault = self._database.fault_of(error)
+            if fault is None:
+                raise
+            raise sql_error(fault, error, self._database.key, sql) from error
+
+    async def _begin_on(self, link: Link, bare: Prepared | None) -> Result | None:
+        if bare is not None and link.runs_bare(bare[2]):
+            result = await self._run_bare(link, bare)
+            if result is not None:
+                return result
+        await link.begin(self._may_write)
+        self._link = link
+        return None
+
+    async def _run_bare(self, link: Link, statement: Prepared) -> Result | None:
+        """None: the server refused it outside of a transaction."""
+        try:
+            result = await link.run(*statement)
+        except Exception as error:
+            fault = self._database.fault_of(error)
+            if fault is None or not link.refused_bare(fault):
+                raise
+            return None
+        await self._give_back(link)
+        return result
+
+    async def _control(self, sql: str, what: str) -> Result:
+        """BEGIN, COMMIT and ROLLBACK in the app's own words are its own begin, commit and rollback."""
+        if what == "begin":
+            if len(sql.strip().rstrip(";").split()) > 2:
+                raise UsageError(
+                    f"{sql.strip()!r}: a transaction begins with its first statement, or with begin(); how it is to be "
+                    "goes into SET TRANSACTION, as its first statement."
+                )
+            await self.begin()
+        else:
+            await self.app_ends(commit=what == "commit")
+        return Result((), (), 0)
+
+    async def _end_now(self, commit: bool) -> None:
+        if self._link is None:
+            return
+        if commit:
+            try:
+                await self.check()
+                await self.commit()
+            except Exception as error:
+                await self._roll_back_after(error)
+                raise
+        else:
+            await self.rollback()
+        self._app_ended = commit
+
+    async def _roll_back_after(self, error: Exception) -> None:
+        """An error that is under way comes first."""
+        if self._link is None:
+            return
+        try:
+            await (self.invalidate() if isinstance(error, CommitInDoubt) else self.rollback())
+        except Exception as failure:
+            error.add_note(f"transept: rolling back failed ({failure!r}); the connection was dropped.")
+            await self.invalidate()
+
+    async def _end_block(self, block: Opened, error: BaseException | None) -> None:
+        if error is not None:
+            self._hooks.drop_since(block.mark)
+        if block.savepoint is None:
+            await self._end_now(error is None)
+        elif error is None:
+            await self.release_savepoint(block.savepoint)
+        else:
+            await self.rollback_to(block.savepoint)
+
+    async def _command(self, sql: str) -> None:
+        try:
+            await self._linked().run(sql, (), COMMAND)
+        except Exception as error:
+            await self._fail(error, sql)
+
+    async def _fail(self, error: Exception, sql: str | None, *, raw: bool = False) -> NoReturn:
+        """Raise what stands for an error of the driver, and take note of what it means for the transaction."""
+        fault = self._database.fault_of(error)
+        if not self._ended:
+            self._failed = str(error).strip().split("\n")[0] or type(error).__name__
+            if fault is not None and self._link is not None:
+                self._ended = fault.lost or await self._link.ended_by(fault)
+        if fault is None or raw:
+            raise error
+        raise sql_error(fault, error, self._database.key, sql) from error
+
+    async def _close_cursor(self, cursor: Cursor) -> None:
+        del self._cursors[cursor]
+        await cursor.close()
+
+    async def _let_go(self, link: Link) -> None:
+        self._link = None
+        self._forget()
+        await self._give_back(link)
+
+    async def _give_back(self, link: Link, *, lost: bool = False) -> None:
+        try:
+            await (link.drop() if lost else link.release())
+        except Exception:
+            logger.warning("a connection to %r could not be given back", self._database.key, exc_info=True)
+
+    async def _put_away(self, link: Link, lost: bool) -> None:
+        """Also where its user was cancelled."""
+        if isinstance(self._turn, TaskTurn):
+            await LOOP.shielded(self._give_back(link, lost=lost))
+        else:
+            await self._give_back(link, lost=lost)
+
+    def _forget(self) -> None:
+        self._failed = None
+        self._ended = False
+        self._wrote = False
+        self._open_savepoints.clear()
+        self._cursors.clear()
+
+    def _linked(self) -> Link:
+        if self._link is None:
+            raise RuntimeError("no transaction is open")
+        return self._link
+
+
+def _control(sql: str, kind: Kind) -> str | None:
+    """What a statement does that begins or ends a transaction; None if it does not."""
+    return None if kind.verb == "ROLLBACK" and " TO " in f" {sql.upper()} " else CONTROLS.get(kind.verb)
+
+
+def _holder() -> str:
+    """Who takes a connection, for those who wait for one."""
+    scope = CURRENT.get()
+    return "a session of its own" if scope is None else scope.describe()
