@@ -25,7 +25,7 @@ from transept.errors import ParameterError
 from transept.sql.kinds import Kind, kind_of
 from transept.sql.tokens import LONG, cut, split
 
-__all__ = ["Kind", "Notation", "Style", "kind_of", "render", "render_many", "split"]
+__all__ = ["Kind", "Marked", "Notation", "Style", "kind_of", "placed", "render", "render_many", "split"]
 
 Style = Literal["qmark", "numeric", "format"]
 Key = int | str
@@ -146,6 +146,19 @@ def render_many(
         text = own
         filled.append(values)
     return text, filled
+
+
+def placed(sql: str, arguments: Sequence[Any] | Mapping[str, Any], notation: Notation) -> Marked:
+    """The placeholders that these arguments are for, and where they stand among the parts of the cut text.
+
+    Raises:
+        ParameterError: the arguments do not fit the placeholders.
+    """
+    if isinstance(arguments, Mapping):
+        named = _named if len(sql) <= LONG else _named.__wrapped__
+        return named(sql, notation.dialect, notation.out, frozenset(arguments)).marked
+    find = _positional if len(sql) <= LONG else _positional.__wrapped__
+    return find(sql, notation.dialect, notation.own, notation.out).marked
 
 
 def _render_named(sql: str, arguments: Mapping[str, Any], notation: Notation) -> tuple[str, Sequence[Any]]:
