@@ -112,10 +112,11 @@ class TaskTurn:
 class ThreadTurn:
     """The turn of a blocking session, between threads."""
 
-    __slots__ = ("_changed", "_user", "depth", "ended", "settling", "wanted")
+    __slots__ = ("_changed", "_lock", "_user", "depth", "ended", "settling", "wanted")
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed: threading.Condition | None = None  # made by the first who waits
         self._user: int | None = None
         self.depth = 0
         self.settling = False
@@ -125,17 +126,26 @@ class ThreadTurn:
     def take(self) -> None:
         """Take the turn, waiting while the gate settles, but never on an event loop's thread."""
         me = threading.get_ident()
-        with self._changed:
-            while self._user != me and (self._user is not None or self.wanted) and self.ended is None:
-                if not (self.settling or self.wanted) or on_loop():
-                    raise ConcurrentUseError(_thread_name(me), _thread_name(self._user))
-                self._changed.wait()
-            if self.over():
-                raise OutsideScope(ENDED.format(self.ended))
+        with self._lock:
+            if self._user is not None or self.wanted or self.ended is not None:
+                self._take_slowly(me)
             self._user = me
             self.depth += 1
-        if self.depth == 1 and on_loop():
+        if self.depth == 1 and asyncio._get_running_loop() is not None:
             self._warn()
+
+    def _take_slowly(self, me: int) -> None:
+        while self._user != me and (self._user is not None or self.wanted) and self.ended is None:
+            if not (self.settling or self.wanted) or on_loop():
+                raise ConcurrentUseError(_thread_name(me), _thread_name(self._user))
+            self._wait()
+        if self.over():
+            raise OutsideScope(ENDED.format(self.ended))
+
+    def _wait(self) -> None:
+        if self._changed is None:
+            self._changed = threading.Condition(self._lock)
+        self._changed.wait()
 
     def _warn(self) -> None:
         try:
@@ -145,24 +155,25 @@ class ThreadTurn:
             raise
 
     def leave(self) -> None:
-        with self._changed:
+        with self._lock:
             self.depth -= 1
             if not self.depth:
                 self._user = None
-                self._changed.notify_all()
+                if self._changed is not None:
+                    self._changed.notify_all()
 
     def hold_now(self) -> bool:
         """Take the turn for settling, unless a statement is under way."""
-        with self._changed:
+        with self._lock:
             return self._hold_if_free()
 
     async def hold(self) -> None:
         """Take the turn for settling, after the statement that is under way. Blocks; never suspends."""
-        with self._changed:
+        with self._lock:
             self.wanted = True
             try:
                 while not self._hold_if_free():
-                    self._changed.wait()
+                    self._wait()
             finally:
                 self.wanted = False
 

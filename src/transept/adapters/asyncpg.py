@@ -137,7 +137,6 @@ class LoopPool:
         pool = self._pool or await self.opened()
         ours = OURS.set(True)
         try:
-            connects = pool.get_size()
             if pool.get_idle_size():
                 connection = await pool.acquire()
             else:
@@ -150,7 +149,8 @@ class LoopPool:
             OURS.reset(ours)
         self.holders.took(connection, holder)
         session = self._sessions[connection.get_server_pid()]
-        link = AsyncpgLink(self, connection, session, fresh=pool.get_size() > connects)
+        link = AsyncpgLink(self, connection, session, fresh=not session.used)
+        session.used = True
         if session.must_ask():
             await link.ask()
         return link

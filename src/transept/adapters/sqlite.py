@@ -87,7 +87,7 @@ class SqliteLink:
         cursor = self.connection.execute(sql, values)
         if cursor.description is None:
             return Result((), (), cursor.rowcount, cursor.lastrowid)
-        return Result(tuple([column[0] for column in cursor.description]), cursor.fetchall(), cursor.rowcount)
+        return Result(cursor.description, cursor.fetchall(), cursor.rowcount)
 
     async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
         return self.connection.executemany(sql, sets).rowcount

@@ -9,8 +9,9 @@ from typing import Any
 
 from transept._bridge import run_now
 from transept.errors import UsageError
-from transept.sql.handle import Arguments, SQLHandle
+from transept.sql.handle import SQLHandle
 from transept.sql.link import Link
+from transept.sql.prepared import Arguments
 from transept.sql.result import Result
 from transept.sql.session import BlockingSessionTransaction, SessionTransaction, arguments_of
 

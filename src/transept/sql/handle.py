@@ -6,28 +6,27 @@ Written once, for both colours: what is awaited belongs to the adapter, and bloc
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from weakref import ref
 
 from transept.context import CURRENT, LOOP
 from transept.errors import CommitFailed, CommitInDoubt, OutsideScope, UsageError, inside_a_block
 from transept.hooks import Hooks
-from transept.sql.core import compiled, compiled_many
+from transept.sql.core import compiled_many
 from transept.sql.faults import sql_error
 from transept.sql.kinds import Kind, kind_of
 from transept.sql.link import Cursor, Link, Linker
+from transept.sql.prepared import Arguments, Prepared, known_statements, prepare
 from transept.sql.result import Result
-from transept.sql.statement import render, render_many
+from transept.sql.statement import render_many
 from transept.sql.tokens import split
 from transept.sql.values import adapt
 from transept.turn import TaskTurn, ThreadTurn
 
-__all__ = ["Arguments", "SQLHandle"]
+__all__ = ["CONTROLS", "Arguments", "SQLHandle", "control_of"]
 
 T = TypeVar("T")
-Arguments = Sequence[Any] | Mapping[str, Any]
-Prepared = tuple[str, Sequence[Any], Kind]
 
 CONTROLS = {"BEGIN": "begin", "START": "begin", "COMMIT": "commit", "END": "commit", "ROLLBACK": "rollback"}
 
@@ -48,15 +47,16 @@ class SQLHandle:
     """One raw database's part in a unit of work."""
 
     __slots__ = (
+        "_adapts",
         "_app_ended",
         "_beginning",
         "_cursors",
         "_database",
         "_depth",
-        "_dialect",
         "_ended",
         "_failed",
         "_hooks",
+        "_known",
         "_link",
         "_may_write",
         "_open_savepoints",
@@ -69,7 +69,8 @@ class SQLHandle:
 
     def __init__(self, database: Linker, turn: TaskTurn | ThreadTurn, hooks: Hooks, reads_only: bool) -> None:
         self._database = database
-        self._dialect = database.notation.dialect
+        self._adapts = database.adapts
+        self._known = known_statements(database.notation)
         self._turn = turn
         self._hooks = hooks
         self._may_write = not reads_only
@@ -94,8 +95,13 @@ class SQLHandle:
 
     async def execute(self, sql: Any, arguments: Arguments) -> Result:
         """Run one statement, in the open transaction or in one that begins with it."""
-        sql, values, kind = self._prepared(sql, arguments)
-        if kind.verb in CONTROLS and (what := _control(sql, kind)) is not None:
+        known = self._known.get(sql)
+        if known is not None and type(arguments) is tuple and len(arguments) == known[0]:
+            values: Sequence[Any] = adapt(arguments, self._adapts)
+            kind = known[1]
+        else:
+            sql, values, kind = self._prepared(sql, arguments)
+        if kind.verb in CONTROLS and (what := control_of(sql, kind)) is not None:
             return await self._control(sql, what)
         turn = self._turn
         waits = turn.take()
@@ -127,7 +133,7 @@ class SQLHandle:
             text, rendered = render_many(sql, sets, self._database.notation)
         else:
             text, rendered = compiled_many(sql, sets, self._database.notation)
-        values = [adapt(one, self._database.adapts) for one in rendered]
+        values = [adapt(one, self._adapts) for one in rendered]
 
         async def work(link: Link) -> Result:
             return Result((), (), await link.run_many(text, values))
@@ -136,8 +142,8 @@ class SQLHandle:
 
     async def execute_script(self, script: str) -> None:
         """Run several statements, none of which ends the transaction."""
-        for statement in split(script, self._dialect):
-            if _control(statement, kind_of(statement, self._dialect)) is not None:
+        for statement in split(script, self._database.notation.dialect):
+            if control_of(statement, kind_of(statement, self._database.notation.dialect)) is not None:
                 raise UsageError(
                     "a script is a part of the unit of work, which begins and ends by itself, so it cannot begin, "
                     f"commit or roll back: leave out\n    {statement.strip()}"
@@ -343,19 +349,7 @@ class SQLHandle:
     # How.
 
     def _prepared(self, sql: Any, arguments: Arguments) -> Prepared:
-        values: Sequence[Any] = ()
-        if type(sql) is not str:
-            sql, values = compiled(sql, arguments, self._database.notation)
-        elif arguments:
-            sql, values = render(sql, arguments, self._database.notation)
-        if values:
-            values = adapt(values, self._database.adapts)
-        kind = kind_of(sql, self._dialect)
-        if kind.several:
-            raise UsageError(
-                f"several statements in one call: use execute_script(), which takes no parameters.\n    {sql.strip()}"
-            )
-        return sql, values, kind
+        return prepare(sql, arguments, self._database.notation, self._adapts)
 
     async def _take(self) -> None:
         turn = self._turn
@@ -515,7 +509,7 @@ class SQLHandle:
         return self._link
 
 
-def _control(sql: str, kind: Kind) -> str | None:
+def control_of(sql: str, kind: Kind) -> str | None:
     """What a statement does that begins or ends a transaction; None if it does not."""
     return None if kind.verb == "ROLLBACK" and " TO " in f" {sql.upper()} " else CONTROLS.get(kind.verb)
 

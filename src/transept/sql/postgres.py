@@ -79,7 +79,7 @@ class Savings:
 class Session:
     """One connection: whether the server vouches for its database, and whether its session may have been changed."""
 
-    __slots__ = ("_asked", "_ddl", "_savings", "_trusted", "touched")
+    __slots__ = ("_asked", "_ddl", "_savings", "_trusted", "touched", "used")
 
     def __init__(self, savings: Savings) -> None:
         self._savings = savings
@@ -87,6 +87,7 @@ class Session:
         self._asked = -LASTS
         self._ddl = -1
         self.touched = False
+        self.used = False  # by anybody, since it was made
 
     def must_ask(self, clock: Callable[[], float] = monotonic) -> bool:
         """Whether `PROOF` is to be run before anything else is."""

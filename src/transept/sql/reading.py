@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from transept._bridge import run_now
-from transept.sql.handle import Arguments, SQLHandle
+from transept.sql.executor import Executor
 from transept.sql.link import Cursor
+from transept.sql.prepared import Arguments
 from transept.sql.rows import maker
 
 __all__ = ["BlockingRowStream", "RowStream"]
@@ -19,7 +20,7 @@ T = TypeVar("T")
 class Reading(Generic[T]):
     """What both colours share: the cursor, and the rows of the piece that is being given out."""
 
-    def __init__(self, handle: SQLHandle, statement: tuple[Any, Arguments], schema_type: Any, size: int) -> None:
+    def __init__(self, handle: Executor, statement: tuple[Any, Arguments], schema_type: Any, size: int) -> None:
         self._handle = handle
         self._statement = statement
         self._schema_type = schema_type

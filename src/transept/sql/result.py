@@ -25,21 +25,29 @@ class Result:
     if the columns or a value do not fit it.
     """
 
-    __slots__ = ("_natives", "column_names", "last_inserted_id", "rows", "rows_affected")
+    __slots__ = ("_columns", "_natives", "last_inserted_id", "rows", "rows_affected")
 
     def __init__(
         self,
-        column_names: tuple[str, ...],
+        columns: Sequence[Any],
         rows: Sequence[Row],
         rows_affected: int,
         last_inserted_id: int | None = None,
         natives: frozenset[type] = frozenset(),
     ) -> None:
-        self.column_names = column_names
+        self._columns = columns  # their names, or a driver's descriptions of them
         self.rows = rows
         self.rows_affected = rows_affected
         self.last_inserted_id = last_inserted_id
         self._natives = natives
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The columns of the rows; none where the statement gives no rows."""
+        columns = self._columns
+        if columns and type(columns[0]) is not str:
+            self._columns = columns = tuple([column[0] for column in columns])
+        return tuple(columns)
 
     @overload
     def all(self, *, schema_type: None = None) -> list[dict[str, Any]]: ...

@@ -8,8 +8,9 @@ from typing import Any, TypeVar, overload
 
 from transept._bridge import run_now
 from transept.errors import ImproperConfigurationError, UsageError
-from transept.sql.handle import Arguments, Opened, SQLHandle
+from transept.sql.executor import Executor
 from transept.sql.paging import without_limit
+from transept.sql.prepared import Arguments
 from transept.sql.reading import BlockingRowStream, RowStream
 from transept.sql.result import Result
 
@@ -30,7 +31,7 @@ class SQLSession:
 
     __slots__ = ("__weakref__", "_handle")
 
-    def __init__(self, handle: SQLHandle) -> None:
+    def __init__(self, handle: Executor) -> None:
         self._handle = handle
 
     async def execute(self, statement: Any, /, *parameters: Any, **named: Any) -> Result:
@@ -181,7 +182,7 @@ class BlockingSQLSession:
 
     __slots__ = ("__weakref__", "_handle")
 
-    def __init__(self, handle: SQLHandle) -> None:
+    def __init__(self, handle: Executor) -> None:
         self._handle = handle
 
     def execute(self, statement: Any, /, *parameters: Any, **named: Any) -> Result:
@@ -296,9 +297,9 @@ class BlockingSQLSession:
 class SessionTransaction:
     """A block of one session; see `SQLSession.transaction`."""
 
-    def __init__(self, handle: SQLHandle) -> None:
+    def __init__(self, handle: Executor) -> None:
         self._handle = handle
-        self._opened: list[Opened] = []
+        self._opened: list[Any] = []
 
     async def __aenter__(self) -> None:
         self._opened.append(await self._handle.enter_block())
@@ -312,9 +313,9 @@ class SessionTransaction:
 class BlockingSessionTransaction:
     """The blocking twin of `SessionTransaction`."""
 
-    def __init__(self, handle: SQLHandle) -> None:
+    def __init__(self, handle: Executor) -> None:
         self._handle = handle
-        self._opened: list[Opened] = []
+        self._opened: list[Any] = []
 
     def __enter__(self) -> None:
         self._opened.append(run_now(self._handle.enter_block()))
@@ -340,7 +341,7 @@ def arguments_of(parameters: tuple[Any, ...], named: dict[str, Any]) -> Argument
     return parameters
 
 
-def counting(statement: Any, arguments: Arguments, handle: SQLHandle) -> tuple[Any, Arguments] | None:
+def counting(statement: Any, arguments: Arguments, handle: Executor) -> tuple[Any, Arguments] | None:
     """The statement that counts the rows of this one; None if it has no limit, so that they are all there."""
     if not isinstance(statement, str):
         from sqlalchemy import func, select
