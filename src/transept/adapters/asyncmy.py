@@ -1,0 +1,111 @@
+"""MySQL and MariaDB through asyncmy."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any, ClassVar
+
+import asyncmy
+from asyncmy.connection import Connection
+from asyncmy.cursors import Cursor, SSCursor
+
+from transept._loops import PerLoop
+from transept.config import configuration
+from transept.sql.faults import Fault, of_mysql
+from transept.sql.mysql import NOT_OPTIONS, MySQLLink, MySQLSettings
+from transept.sql.pool import AsyncPool
+
+__all__ = ["AsyncmyConfig"]
+
+logger = logging.getLogger("transept")
+
+
+@configuration
+class AsyncmyConfig(MySQLSettings):
+    """A MySQL or MariaDB database through asyncmy; the settings of `DriverSettings`.
+
+    Args:
+        pool_config: the keywords of `asyncmy.connect`, or a ``dsn`` such as ``"mysql://user:pw@localhost/app"``; and of
+            the pool: ``max_size`` (5), ``min_size``, ``max_idle`` in seconds. asyncmy's own spellings are understood:
+            ``maxsize``, ``minsize``, ``pool_recycle``.
+
+    The pool is Transept's, one for each event loop, and closed at shutdown or with its loop. An UPDATE counts the rows
+    that it finds, not only those that it changes, as on other databases.
+    """
+
+    blocking: ClassVar[bool] = False
+    driver_connection: ClassVar[type] = Connection
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._pools = PerLoop(self._new_pool, AsyncPool.close)
+
+    @classmethod
+    def connect_options(cls) -> frozenset[str]:
+        return frozenset(inspect.signature(asyncmy.connect).parameters) - NOT_OPTIONS
+
+    def fault_of(self, error: BaseException) -> Fault | None:
+        return of_mysql(error)
+
+    async def link(self, holder: str) -> AsyncmyLink:
+        link = await self._pools.get().acquire(holder)
+        link.taken()
+        return link
+
+    async def start(self) -> None:
+        """Connect as much as the settings say; that a database is down is an error only with ``eager=True``."""
+        pool = self._pools.get()
+        wanted = self._wanted()
+        self._warming = True
+        try:
+            if wanted:
+                await pool.warm(wanted)
+        except Exception as error:
+            if self.eager or self.fault_of(error) is None:
+                raise
+            logger.warning("database %r cannot be reached yet: %r", self.key, error)
+        finally:
+            self._warming = False
+
+    async def stop(self) -> None:
+        await self._pools.close()
+
+    async def provide_pool(self) -> AsyncPool[AsyncmyLink]:
+        """The pool of the running event loop."""
+        return self._pools.get()
+
+    async def close_pool(self) -> None:
+        """Close it; the next use makes another."""
+        await self.stop()
+
+    def _new_pool(self) -> AsyncPool[AsyncmyLink]:
+        async def connect() -> AsyncmyLink:
+            connection = await asyncmy.connect(**self._options)
+            return AsyncmyLink(connection, pool, self.key, new=not self._warming)
+
+        pool = AsyncPool(connect, AsyncmyLink.close, self._pool_settings())
+        self._announce(pool)
+        return pool
+
+
+class AsyncmyLink(MySQLLink):
+    """One connection of asyncmy's."""
+
+    __slots__ = ()
+
+    buffered = Cursor
+    unbuffered = SSCursor
+
+    async def close(self) -> None:
+        await self.connection.ensure_closed()
+
+    async def _done(self, answer: Any) -> Any:
+        return await answer
+
+    def _is_alive(self) -> bool:
+        alive: bool = self.connection.connected
+        return alive
+
+    def _cut(self) -> None:
+        self.connection.close()
