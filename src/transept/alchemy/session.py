@@ -25,7 +25,7 @@ from transept.errors import IN_BLOCK, CommitFailed, inside_a_block
 from transept.turn import TaskTurn, ThreadTurn
 from transept.unit import Hooks
 
-__all__ = ["Seat", "guard", "is_clean", "new_guarded", "unguard"]
+__all__ = ["Seat", "guard", "is_clean", "new_guarded", "note_live", "seat_of", "unguard", "writes"]
 
 GUARDED = [
     "begin_nested",
@@ -255,6 +255,12 @@ def unguard(session: Session) -> None:
     session.__class__ = getattr(plain, "transept_plain", plain)
 
 
+def seat_of(session: Session) -> Seat | None:
+    """What is known of this session; None unless a unit of work has it."""
+    seat: Seat | None = getattr(session, "transept_seat", None) if hasattr(type(session), "transept_plain") else None
+    return seat
+
+
 def _taking_turn(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     keeps_result = name in ("execute", "scalars")
     notes_write = name in ("execute", "scalars", "scalar")
@@ -265,10 +271,10 @@ def _taking_turn(method: Callable[..., Any], name: str) -> Callable[..., Any]:
         outside = seat.enter()
         try:
             if notes_write and not seat.wrote:
-                seat.wrote = _writes(arguments[0] if arguments else keywords.get("statement"))
+                seat.wrote = writes(arguments[0] if arguments else keywords.get("statement"))
             result = method(self, *arguments, **keywords)
             if keeps_result:
-                _note_live(result, seat)
+                note_live(result, seat)
             return result
         finally:
             seat.leave(outside)
@@ -318,7 +324,7 @@ GUARDED_TRANSACTION: Any = type(
 )
 
 
-def _note_live(given: Any, seat: Seat) -> None:
+def note_live(given: Any, seat: Seat) -> None:
     """Follow a result that still reads from the connection: a server-side cursor, or any of blocking SQLite."""
     result = getattr(given, "_real_result", None) or given
     source: Any = getattr(result, "raw", None) or result
@@ -335,7 +341,8 @@ def _is_live(source: Any) -> bool:
     return source.context._is_server_side or (dialect.name == "sqlite" and not dialect.is_async)
 
 
-def _writes(statement: Any) -> bool:
+def writes(statement: Any) -> bool:
+    """Whether a statement of SQLAlchemy may change something."""
     if isinstance(statement, TextClause):
         return READS.match(statement.text) is None
     return bool(getattr(statement, "is_dml", False) or getattr(statement, "is_ddl", False))

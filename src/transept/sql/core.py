@@ -9,7 +9,7 @@ from typing import Any
 from transept.errors import UsageError
 from transept.sql.statement import Notation
 
-__all__ = ["compiled", "compiled_many"]
+__all__ = ["checked", "compiled", "compiled_many"]
 
 PARAMSTYLES = {"qmark": "qmark", "numeric": "numeric_dollar", "format": "format"}
 
@@ -22,25 +22,36 @@ def compiled(statement: Any, arguments: Any, notation: Notation) -> tuple[str, S
     Raises:
         UsageError: it is no statement, or its parameters were not given by name.
     """
-    if arguments and not isinstance(arguments, Mapping):
-        raise _by_name(arguments)
+    checked(statement, arguments)
     made, processors = _compile(statement, notation, list(arguments) if arguments else None)
     return str(made), _values(made, processors, arguments)
 
 
 def compiled_many(statement: Any, sets: Sequence[Any], notation: Notation) -> tuple[str, list[Sequence[Any]]]:
     """As `compiled`, for one execution with each set of parameters."""
-    if not isinstance(sets[0], Mapping):
-        raise _by_name(sets[0])
+    for one in sets:
+        checked(statement, one)
     made, processors = _compile(statement, notation, list(sets[0]))
     return str(made), [_values(made, processors, one) for one in sets]
 
 
-def _compile(statement: Any, notation: Notation, names: list[str] | None) -> tuple[Any, dict[str, Any]]:
+def checked(statement: Any, arguments: Any) -> None:
+    """Refuse what is no statement of SQLAlchemy, and parameters that it cannot take.
+
+    Raises:
+        UsageError: as said.
+    """
     if not (hasattr(statement, "compile") and hasattr(statement, "compare")):
         raise UsageError(
             f"a statement is a text, or one of SQLAlchemy Core such as select(...); {statement!r} is neither."
         )
+    if arguments and not isinstance(arguments, Mapping):
+        raise UsageError(
+            f"the parameters of a SQLAlchemy statement go by name: pass a mapping or keywords, not {arguments!r}."
+        )
+
+
+def _compile(statement: Any, notation: Notation, names: list[str] | None) -> tuple[Any, dict[str, Any]]:
     from sqlalchemy import JSON
 
     dialect = _dialect(notation)
@@ -58,12 +69,6 @@ def _compile(statement: Any, notation: Notation, names: list[str] | None) -> tup
 def _values(made: Any, processors: dict[str, Any], arguments: Any) -> list[Any]:
     values = made.construct_params(dict(arguments) if arguments else None)
     return [processors[name](values[name]) if name in processors else values[name] for name in made.positiontup or ()]
-
-
-def _by_name(arguments: object) -> UsageError:
-    return UsageError(
-        f"the parameters of a SQLAlchemy statement go by name: pass a mapping or keywords, not {arguments!r}."
-    )
 
 
 @cache
