@@ -23,8 +23,8 @@ from transept._bridge import is_async
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
 from transept.context import CURRENT, LOOP, NamedScope
 from transept.database import Database, Databases, Pooled
-from transept.errors import CommitInDoubt, ImproperConfigurationError, OutsideScope
-from transept.gate.answer import IN_DOUBT
+from transept.errors import ImproperConfigurationError, OutsideScope
+from transept.gate.answer import answer_to
 from transept.gate.asgi import ASGIGate, ASGIHTTPDBSessionMiddleware, unit_scope
 from transept.gate.by_hand import auto_commit_by_status_code, reset_db_session_ctx
 from transept.lifecycle import running
@@ -337,9 +337,10 @@ async def starlette_http_db_session_middleware(
 async def _answer_then_raise(request: Request, failure: Exception) -> Response:
     answer = await _answer_of_handlers(request, failure)
     if answer is None:
-        if not isinstance(failure, CommitInDoubt):
+        own_answer = answer_to(failure)
+        if own_answer is None:
             raise failure
-        answer = PlainTextResponse(IN_DOUBT.body, IN_DOUBT.status)
+        answer = PlainTextResponse(own_answer.body, own_answer.status, dict(own_answer.more))
 
     async def fail() -> None:
         raise failure

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from transept.database import Database, Handle
-from transept.errors import OpenCursorError
+from transept.errors import CommitInDoubt, DatabaseUnavailable, OpenCursorError
 from transept.policy import Policy
 from transept.unit import Settled, Unit
 
-__all__ = ["IN_DOUBT", "READING_METHODS", "always", "at_start", "between_chunks", "outcome_of", "report"]
+__all__ = ["READING_METHODS", "always", "answer_to", "at_start", "between_chunks", "outcome_of", "report"]
 
 logger = logging.getLogger("transept")
 
@@ -79,10 +79,12 @@ class PlainAnswer:
     status: int
     reason: str
     body: bytes
+    more: tuple[tuple[str, str], ...] = ()
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        return [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(self.body)))]
+        length = str(len(self.body))
+        return [("content-type", "text/plain; charset=utf-8"), ("content-length", length), *self.more]
 
     def messages(self) -> list[dict[str, Any]]:
         """As ASGI messages."""
@@ -98,3 +100,16 @@ IN_DOUBT = PlainAnswer(
     "Service Unavailable",
     b"The outcome is in doubt: what this request did may or may not have been kept. Look before you repeat it.",
 )
+UNAVAILABLE = PlainAnswer(
+    503,
+    "Service Unavailable",
+    b"The database cannot be reached now, and nothing of this request was kept. Try again.",
+    (("retry-after", "1"),),
+)
+
+
+def answer_to(failure: BaseException) -> PlainAnswer | None:
+    """What a gate answers to an error that nobody else has answered; None leaves it to the server's 500."""
+    if isinstance(failure, CommitInDoubt):
+        return IN_DOUBT
+    return UNAVAILABLE if isinstance(failure, DatabaseUnavailable) else None

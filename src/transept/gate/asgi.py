@@ -23,8 +23,7 @@ from typing import Any
 
 from transept.context import CURRENT, LOOP, Gate, UnitScope
 from transept.database import Database, Databases, Handle
-from transept.errors import CommitInDoubt
-from transept.gate.answer import IN_DOUBT, READING_METHODS, always, at_start, between_chunks, outcome_of, report
+from transept.gate.answer import READING_METHODS, always, answer_to, at_start, between_chunks, outcome_of, report
 from transept.gate.state import make_lazy
 from transept.unit import BeforeCommit, Settled, Unit
 
@@ -176,9 +175,10 @@ class _Request(UnitScope):
     async def unwound(self, error: BaseException) -> None:
         """The app has raised."""
         await self.close_units(error)
-        if self.phase is not FAILED or not isinstance(error, Exception):
+        if self.phase is FAILED and isinstance(error, Exception):
+            await self.answer_failure(error)
+        elif self.phase is not OPEN or not await self.gate_answers(error):
             raise error
-        await self.answer_failure(error)
 
     async def receive(self) -> Message:
         message = await self.receive_from()
@@ -335,15 +335,22 @@ class _Request(UnitScope):
         for error in _raised_from(failure, unwound):
             if await self.app_answers(error):
                 return
-        if isinstance(failure, CommitInDoubt):
-            logger.error("%s: %s", self.describe(), failure, exc_info=failure)
-            self.phase = AFTER
-            for message in IN_DOUBT.messages():
-                await self.send_to(message)
+        if await self.gate_answers(failure):
             return
         if unwound is not None and unwound is not failure and failure not in _chain(unwound):
             failure.add_note(f"transept: while the app unwound, it raised {unwound!r}")
         raise failure
+
+    async def gate_answers(self, failure: BaseException) -> bool:
+        """Whether this is one of the few errors that a gate has an answer of its own to."""
+        answer = answer_to(failure)
+        if answer is None:
+            return False
+        logger.error("%s: %s", self.describe(), failure, exc_info=failure)
+        self.phase = AFTER
+        for message in answer.messages():
+            await self.send_to(message)
+        return True
 
     async def app_answers(self, failure: Exception) -> bool:
         """Whether one of the app's own exception handlers has answered; it may use sessions, as any code here may."""

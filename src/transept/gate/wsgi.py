@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from transept._bridge import run_now
 from transept.context import CURRENT, PLAIN, Gate, UnitScope
 from transept.database import Database, Databases
-from transept.errors import CommitInDoubt, ImproperConfigurationError, OutsideScope
-from transept.gate.answer import IN_DOUBT, READING_METHODS, always, at_start, between_chunks, outcome_of, report
+from transept.errors import DatabaseUnavailable, ImproperConfigurationError, OutsideScope
+from transept.gate.answer import READING_METHODS, always, answer_to, at_start, between_chunks, outcome_of, report
 from transept.lifecycle import stop_all
 from transept.unit import BeforeCommit
 
@@ -114,7 +114,10 @@ class _Request(UnitScope):
         return f"{after}{self.environ.get('REQUEST_METHOD', '')} {self.environ.get('PATH_INFO', '')}"
 
     def run(self) -> Iterable[bytes]:
-        body = self.ask(self.gate.app)
+        try:
+            body = self.ask(self.gate.app)
+        except DatabaseUnavailable as failure:
+            return self.answer_ourselves(failure)
         try:
             return self.begun(body)
         except Exception as failure:
@@ -222,11 +225,15 @@ class _Request(UnitScope):
         if answering is not None:
             self.closed = False
             return self.begun(self.ask(answering))
-        if not isinstance(failure, CommitInDoubt):
+        return self.answer_ourselves(failure)
+
+    def answer_ourselves(self, failure: Exception) -> Iterable[bytes]:
+        answer = answer_to(failure)
+        if answer is None:
             raise failure
         logger.error("%s: %s", self.describe(), failure, exc_info=failure)
-        self.start_response(f"{IN_DOUBT.status} {IN_DOUBT.reason}", IN_DOUBT.headers)
-        return [IN_DOUBT.body]
+        self.start_response(f"{answer.status} {answer.reason}", answer.headers)
+        return [answer.body]
 
 
 class _Body:
