@@ -91,7 +91,7 @@ def over(session: Session | AsyncSession) -> SQLSession | BlockingSQLSession:
     Errors of a statement are `SQLError`, with the driver's own error as ``__cause__``, and SQLAlchemy's as
     ``__context__``. What the session itself raises, such as for a flush, is raised as it is. Statements of SQLAlchemy
     run as they are, and their values come as their columns' types make them; what SQL text returns comes as the driver
-    gives it to SQLAlchemy: over asyncpg, JSON is text.
+    gives it to SQLAlchemy.
 
     Raises:
         UsageError: it is no SQLAlchemy session, or its driver is not known here.
@@ -157,6 +157,7 @@ class AlchemyExecutor:
     async def execute_many(self, sql: Any, sets: Sequence[Arguments]) -> Result:
         if not sets:
             return Result((), (), 0)
+        statement: Any = sql
         text: str | None = None
         values: Any = sets
         if isinstance(sql, str):
@@ -168,7 +169,7 @@ class AlchemyExecutor:
 
         def work(connection: Connection) -> Result:
             if text is None:
-                done = connection.execute(sql, values, execution_options=OPTIONS)
+                done = connection.execute(statement, values, execution_options=OPTIONS)
             else:
                 done = connection.exec_driver_sql(text, values, OPTIONS)
             done.close()
@@ -405,6 +406,9 @@ class AlchemyCursor:
         if not self.column_names:
             return ()
         try:
-            return self._result.fetchmany(count)
+            rows = self._result.fetchmany(count)
+            if len(rows) < count:
+                self.end()
         except Exception as error:
             self._executor.fail(error, None)
+        return rows
