@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypedDict
 
 import asyncpg
 import pytest
@@ -348,11 +349,15 @@ async def test_a_stream_that_is_not_read_to_its_end_is_closed_with_the_unit(url:
 
 @pytest.mark.parametrize("url", POSTGRES, ids="-".join, indirect=True)
 async def test_a_document_goes_in_and_comes_back_as_one(url: str) -> None:
+    class Found(TypedDict):
+        document: dict[str, list[int]]
+
     async with shop(url) as config, unit_of_work() as unit:
         sql = over(unit.session(config))
         await sql.execute("CREATE TEMP TABLE documents (document jsonb)")
         await sql.execute("INSERT INTO documents VALUES (:document)", document={"a": [1]})
-        assert await sql.select_value("SELECT document FROM documents") == {"a": [1]}
+        found = await sql.select("SELECT document FROM documents", schema_type=Found)
+        assert found == [{"document": {"a": [1]}}]
 
 
 async def test_statements_of_sqlalchemy_run_as_they_are(url: str) -> None:
