@@ -15,7 +15,10 @@ from contract.engines.sqlite import SQLiteFile, SQLiteMemory
 from contract.families.alchemy_async import AlchemyAsync
 from contract.families.alchemy_sync import AlchemySync
 from contract.families.dbconnect import OverDBConnect
+from contract.families.raw_aiosqlite import RawAiosqlite
 from contract.families.raw_asyncpg import RawAsyncpg
+from contract.families.raw_mysql import RawAsyncmy, RawPyMySQL
+from contract.families.raw_psycopg import RawPsycopgAsync, RawPsycopgSync
 from contract.families.raw_sqlite3 import RawSqlite3
 from contract.frameworks.context import ContextFramework
 from contract.frameworks.fastapi import FastAPIFramework
@@ -25,7 +28,18 @@ from contract.frameworks.wsgi import WSGIFramework
 from contract.world import World
 
 FRAMEWORKS: list[Any] = [StarletteFramework, FastAPIFramework, ContextFramework, WSGIFramework, *OWN_UNITS]
-FAMILIES: list[Any] = [AlchemyAsync, AlchemySync, OverDBConnect, RawAsyncpg, RawSqlite3]
+FAMILIES: list[Any] = [
+    AlchemyAsync,
+    AlchemySync,
+    OverDBConnect,
+    RawAsyncpg,
+    RawSqlite3,
+    RawAiosqlite,
+    RawAsyncmy,
+    RawPyMySQL,
+    RawPsycopgAsync,
+    RawPsycopgSync,
+]
 ENGINES: dict[str, Any] = {
     "sqlite": lambda config: SQLiteFile(),
     "memory": lambda config: SQLiteMemory(),
