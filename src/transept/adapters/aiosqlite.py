@@ -8,6 +8,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
 import aiosqlite
@@ -67,10 +68,16 @@ class AiosqliteConfig(LiteSettings):
         return await self._pools.get().acquire(holder)
 
     async def start(self) -> None:
+        """Connect as much as the settings say; that a file cannot be opened is an error only with ``eager=True``."""
         pool = self._pools.get()
         wanted = max(self._min_size, 1 if self.eager else 0)
-        if wanted:
-            await pool.warm(wanted)
+        try:
+            if wanted:
+                await pool.warm(wanted)
+        except Exception as error:
+            if self.eager or self.fault_of(error) is None:
+                raise
+            logger.warning("database %r cannot be reached yet: %r", self.key, error)
 
     async def stop(self) -> None:
         await self._pools.close()
@@ -103,10 +110,12 @@ class AiosqliteConfig(LiteSettings):
         connection = _in_daemon(lambda: aiosqlite.Connection(connected, self._chunk_size))
         try:
             await connection
-        except BaseException:  # cancelled: aiosqlite ends the thread, and forgets what is made there
+        except BaseException as error:  # cancelled: aiosqlite ends the thread, and forgets what is made there
             unwanted.set()
             for raw in made:
                 raw.close()
+            if isinstance(error, Exception):
+                connection._thread.join()  # its last act is to tell the loop, which may be closed soon
             raise
         return AiosqliteLink(connection, made[0], pool)
 
@@ -287,7 +296,8 @@ class AiosqliteLink:
 
         def interrupt() -> None:
             if not begun.is_set():
-                self._raw.interrupt()
+                with suppress(sqlite3.ProgrammingError):  # closed right now
+                    self._raw.interrupt()
                 loop.call_later(INTERRUPT_SECONDS, interrupt)
 
         def begin() -> T:
@@ -296,7 +306,11 @@ class AiosqliteLink:
 
         # The first interrupt must come after the work is queued.
         loop.call_soon(interrupt)
-        done = await self.do(begin)
+        try:
+            done = await self.do(begin)
+        except Exception:
+            begun.set()
+            raise
         self._left = False
         return done
 

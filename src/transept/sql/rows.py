@@ -19,6 +19,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from datetime import datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
@@ -236,7 +237,9 @@ def converter(annotation: Any, trusted: frozenset[type], name: str) -> Convert |
                 return decode(value)
             if isinstance(value, stays):
                 return value
-            # Databases answer SUM of ints with a Decimal, of which msgspec makes no int.
+            # Databases answer SUM of ints with a Decimal, of which msgspec makes no int; MySQL a TIME with a timedelta.
+            if type(value) is timedelta and time in members:
+                return (datetime.min + value).time()
             return msgspec.convert(str(value) if type(value) is Decimal else value, annotation, strict=False)
         except (msgspec.MsgspecError, TypeError, ValueError) as error:
             raise UsageError(
