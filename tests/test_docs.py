@@ -14,10 +14,18 @@ from typing import Any, NamedTuple
 import pytest
 
 import transept
-from transept import DBConnect, config, errors
+from transept import DBConnect, Registry, config, errors
+from transept.adapters.aiosqlite import AiosqliteConfig
+from transept.adapters.asyncmy import AsyncmyConfig
 from transept.adapters.asyncpg import AsyncpgConfig
+from transept.adapters.psycopg import PsycopgAsyncConfig, PsycopgSyncConfig
+from transept.adapters.pymysql import PyMysqlConfig
 from transept.adapters.sqlite import SqliteConfig
 from transept.alchemy import SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
+from transept.database import Databases
+from transept.sql.result import Result
+from transept.sql.session import BlockingSQLSession, SQLSession
+from transept.sql.settings import DriverSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -25,6 +33,8 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 NOT_RUN = re.compile(r"<!-- not run: .+ -->")
 LINK = re.compile(r"\[[^\]\[]+\]\(([^)\s]+)\)")
 ROW = re.compile(r"\| `(\w+)` \| .*? \| (.*?) \| ")
+
+SHARED = (config.DatabaseSettings, DriverSettings)  # their options are described once
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
 
@@ -96,16 +106,19 @@ def test_every_page_is_on_the_map() -> None:
     [
         ("Every database", [config.DatabaseSettings]),
         ("SQLAlchemy databases", [SQLAlchemyAsyncConfig, SQLAlchemySyncConfig]),
+        ("Raw databases", [DriverSettings]),
         ("`AsyncpgConfig`", [AsyncpgConfig]),
-        ("`SqliteConfig`", [SqliteConfig]),
+        ("`PsycopgAsyncConfig` and `PsycopgSyncConfig`", [PsycopgAsyncConfig, PsycopgSyncConfig]),
+        ("`AiosqliteConfig` and `SqliteConfig`", [AiosqliteConfig, SqliteConfig]),
+        ("`AsyncmyConfig` and `PyMysqlConfig`", [AsyncmyConfig, PyMysqlConfig]),
         ("`EngineConfig`", [config.EngineConfig]),
         ("`AsyncSessionConfig` and `SyncSessionConfig`", [config.AsyncSessionConfig]),
     ],
 )
 def test_the_reference_has_every_option_with_its_default(heading: str, classes: list[Any]) -> None:
     described = dict(ROW.findall(sections(ROOT / "docs/reference/configuration.md")[heading]))
-    common = set() if config.DatabaseSettings in classes else {one.name for one in fields(config.DatabaseSettings)}
     for one in classes:
+        common = {field.name for base in SHARED if one is not base and issubclass(one, base) for field in fields(base)}
         assert set(described) == {field.name for field in fields(one)} - common
     for field in fields(classes[0]):
         if field.name in described and field.default is not dataclasses.MISSING and not callable(field.default):
@@ -127,9 +140,25 @@ def test_the_reference_has_every_error() -> None:
 
 
 def test_the_reference_has_every_name() -> None:
-    text = (ROOT / "docs/reference/api.md").read_text("utf-8")
-    named = set(re.findall(r"^\| `(?:await )?(\w+)", text, re.MULTILINE)) - {"transept"}
+    parts = sections(ROOT / "docs/reference/api.md")
+    named = {name for heading, text in parts.items() if heading.startswith("`transept`") for name in first_words(text)}
     assert named == set(transept.__all__) - set(errors.__all__)
+
+
+@pytest.mark.parametrize(
+    ("heading", "classes"),
+    [("SQL-first sessions", [SQLSession, BlockingSQLSession]), ("`Result`", [Result]), ("`Registry`", [Registry])],
+)
+def test_the_reference_has_every_member(heading: str, classes: list[type]) -> None:
+    named = first_words(sections(ROOT / "docs/reference/api.md")[heading])
+    for one in classes:
+        inherited = dir(Databases) if issubclass(one, Databases) else []
+        assert set(named) == {name for name in dir(one) if not name.startswith("_")} - set(inherited)
+
+
+def first_words(text: str) -> list[str]:
+    """The names that begin the rows of the tables."""
+    return re.findall(r"^\| `(?:await )?(\w+)", text, re.MULTILINE)
 
 
 def fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
