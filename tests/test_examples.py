@@ -1,7 +1,8 @@
-"""The example apps of the context API: every route is called, and a second connection looks at the table."""
+"""The example apps: every route is called, and a second connection looks at the table."""
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -193,6 +194,66 @@ def test_a_client_reads_what_it_has_written_a_hundred_times(replicated: TestClie
         assert replicated.get("/read_own_writes").json()["rows"] == ["mine"] * count
 
 
+@pytest.fixture
+def sql_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClient, Look]]:
+    """A client of the example in SQL, and a second connection to its database."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setenv("EXAMPLE_DATABASE", f"sqlite:///{tmp_path / 'example.db'}")
+    sys.modules.pop("sql_first.app", None)
+
+    def ask(sql: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(tmp_path / "example.db", timeout=0)) as connection:
+            return connection.execute(sql).fetchall()
+
+    with TestClient(import_module("sql_first.app").app, raise_server_exceptions=False) as client:
+        yield client, Look("sqlite", ask)
+    sys.modules.pop("sql_first.app", None)
+
+
+def test_an_order_in_sql_is_kept_with_its_stock_and_mailed(sql_first: tuple[TestClient, Look]) -> None:
+    client, look = sql_first
+    told = client.post("/orders", json={"product_id": 1, "quantity": 3, "email": "ada@example.com"})
+    assert (told.status_code, told.json()) == (201, {"id": 1})
+    assert look.ask("SELECT id, quantity, email FROM orders") == [(1, 3, "ada@example.com")]
+    assert look.ask("SELECT stock FROM products ORDER BY id") == [(7,), (4,)]
+    assert look.ask("SELECT order_id FROM mails") == [(1,)]
+    look.nobody_is_in_the_way()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"product_id": 2, "quantity": 5, "email": "ada@example.com"}, 409),  # the order was written before the stock
+        ({"product_id": 2, "quantity": 0, "email": "ada@example.com"}, 409),
+        ({"product_id": 9, "quantity": 1, "email": "ada@example.com"}, 422),
+        ({"product_id": 2}, 422),
+    ],
+)
+def test_an_order_in_sql_that_is_refused_keeps_nothing(
+    sql_first: tuple[TestClient, Look], body: dict[str, Any], status: int
+) -> None:
+    client, look = sql_first
+    assert client.post("/orders", json=body).status_code == status
+    assert look.ask("SELECT * FROM orders") == look.ask("SELECT * FROM mails") == []
+    assert client.get("/products").json()[1] == {"id": 2, "name": "chair", "stock": 4}
+    look.nobody_is_in_the_way()
+
+
+def test_orders_in_sql_are_listed_shown_and_streamed(sql_first: tuple[TestClient, Look]) -> None:
+    client, look = sql_first
+    for product_id in (1, 2, 2):
+        client.post("/orders", json={"product_id": product_id, "quantity": 1, "email": "ada@example.com"})
+    listed = client.get("/orders").json()
+    assert [order["product"] for order in listed["orders"]] == ["lamp", "chair", "chair"]
+    assert listed["orders"][0]["mailed"] is True
+    assert client.get("/orders", params={"product": [2, 3]}).json()["total"] == 2
+    assert client.get("/orders", params={"page": 2}).json() == {"orders": [], "total": 3}
+    assert client.get("/orders/1").json() == listed["orders"][0]
+    assert client.get("/orders/9").status_code == 404
+    assert [json.loads(line) for line in client.get("/orders.ndjson").text.splitlines()] == listed["orders"]
+    look.nobody_is_in_the_way()
+
+
 def wait_for(holds: Callable[[], bool], seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while not holds():
@@ -215,5 +276,7 @@ def test_an_example_that_is_not_there_is_not_run() -> None:
         encoding="utf-8",
         check=False,
     )
-    told = "run.py: example needs a name; there are context_asgi, context_fastapi, context_starlette, orders\n"
+    told = (
+        "run.py: example needs a name; there are context_asgi, context_fastapi, context_starlette, orders, sql_first\n"
+    )
     assert (run.returncode, run.stderr) == (2, told)
