@@ -100,7 +100,7 @@ class FaultProxy:
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             server_reader, server_writer = await asyncio.open_connection(*self.to)
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # the proxy may be stopped meanwhile
             abort(writer)
             return
         link = Link(writer, server_writer)
