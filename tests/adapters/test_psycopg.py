@@ -161,13 +161,13 @@ def test_many_sets_a_script_and_a_savepoint_are_kept_together(config: Any, postg
 
 
 @asynccontextmanager
-async def entered(block: Any) -> AsyncIterator[None]:
+async def entered(block: Any) -> AsyncIterator[Any]:
     if hasattr(block, "__aenter__"):
-        async with block:
-            yield
+        async with block as given:
+            yield given
     else:
-        with block:
-            yield
+        with block as given:
+            yield given
 
 
 @each_colour
@@ -270,7 +270,7 @@ def test_who_uses_the_pool_past_us_gets_connections_as_they_are_without_us(confi
             ours = await got(session.select_value("SELECT pg_backend_pid()"))
         pool = await got(database.provide_pool())
         assert pools == [pool]
-        async with entered_as(pool.connection()) as connection:
+        async with entered(pool.connection()) as connection:
             assert connection.autocommit is False
             cursor = await got(connection.execute("SHOW default_transaction_read_only"))
             assert await got(cursor.fetchone()) == ("off",)
@@ -287,16 +287,6 @@ def test_who_uses_the_pool_past_us_gets_connections_as_they_are_without_us(confi
     with table(postgres, "psy", "v integer") as held:
         run(database, body)
         assert len(held()) == 1
-
-
-@asynccontextmanager
-async def entered_as(block: Any) -> AsyncIterator[Any]:
-    if hasattr(block, "__aenter__"):
-        async with block as given:
-            yield given
-    else:
-        with block as given:
-            yield given
 
 
 def pool_is_left(pool: Any) -> int:
@@ -397,6 +387,92 @@ def test_connections_that_died_in_the_pool_are_replaced(config: Any, postgres: S
     with table(postgres, "psy", "v integer") as held:
         run(config(pool_config={"dsn": postgres.dsn, "max_size": 2}), body)
         assert held() == [(1,)]
+
+
+@each_colour
+def test_what_configure_sets_is_there_after_a_reset(config: Any, postgres: Server) -> None:
+    def configure(connection: Any) -> Any:
+        return connection.execute("SET work_mem = '6MB'")
+
+    async def awaited(connection: Any) -> None:
+        await connection.set_autocommit(True)
+        await configure(connection)
+
+    def blocking(connection: Any) -> None:
+        connection.autocommit = True
+        configure(connection)
+
+    async def body(database: Any) -> None:
+        for _ in range(2):
+            async with session_of(database) as session:
+                assert await got(session.select_value("SHOW work_mem")) == "6MB"
+                await got(session.execute("SET work_mem = '7MB'"))
+        pool = await got(database.provide_pool())
+        async with entered(pool.connection()) as connection:
+            assert connection.autocommit is True
+
+    run(
+        config(
+            pool_config={
+                "dsn": postgres.dsn,
+                "max_size": 1,
+                "configure": blocking if config is PsycopgSyncConfig else awaited,
+            }
+        ),
+        body,
+    )
+
+
+@each_colour
+def test_who_has_a_connection_of_the_drivers_pool_is_named_as_its_user(config: Any, postgres: Server) -> None:
+    async def body(database: Any) -> None:
+        pool = await got(database.provide_pool())
+        async with entered(pool.connection()):
+            with pytest.raises(PoolTimeout, match="a user of the driver's pool"):
+                async with session_of(database) as session:
+                    await got(session.execute("SELECT 1"))
+        assert database._own_pool().in_use == 0
+
+    run(config(pool_config={"dsn": postgres.dsn, "max_size": 1, "timeout": 0.1}), body)
+
+
+def test_a_task_cancelled_while_it_waits_for_a_connection_takes_none(postgres: Server) -> None:
+    async def body(database: Any) -> None:
+        async def read() -> None:
+            async with session_of(database) as session:
+                await session.begin()
+
+        async with session_of(database) as session:
+            await session.begin()
+            waiting = asyncio.create_task(read(), context=Context())
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        await asyncio.create_task(read(), context=Context())
+        assert database._own_pool().in_use == 0
+
+    run(PsycopgAsyncConfig(pool_config={"dsn": postgres.dsn, "max_size": 1}, pool_timeout=2), body)
+
+
+def test_threads_share_a_pool_and_each_unit_is_kept_or_not_as_a_whole(postgres: Server) -> None:
+    database = PsycopgSyncConfig(pool_config={"dsn": postgres.dsn, "max_size": 3})
+
+    def work(number: int) -> None:
+        for turn in range(10):
+            with suppress(KeyError), unit_of_work() as unit:
+                unit.session(database).execute("INSERT INTO psy VALUES (:v)", v=100 * number + turn)
+                if turn % 5 == 0:
+                    raise KeyError
+
+    with table(postgres, "psy", "v integer") as held:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        database.close_pool()
+        assert held() == [(100 * number + turn,) for number in range(8) for turn in range(10) if turn % 5]
 
 
 def test_a_task_cancelled_in_a_statement_leaves_nothing(postgres: Server) -> None:
