@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
@@ -16,8 +17,8 @@ from transept.config import checked, configuration
 from transept.errors import CommitFailed, PoolTimeout
 from transept.sql.faults import Fault, of_asyncpg
 from transept.sql.holders import Holders
-from transept.sql.kinds import Kind
-from transept.sql.postgres import BEGIN, NATIVES, PROOF, Savings, Session, decode_json, encode_json
+from transept.sql.kinds import Kind, kind_of
+from transept.sql.postgres import NATIVES, Savings, Session, decode_json, encode_json
 from transept.sql.result import Result
 from transept.sql.settings import DriverSettings
 from transept.sql.statement import Notation
@@ -25,6 +26,7 @@ from transept.sql.values import ASYNCPG_TYPES, Table
 
 __all__ = ["AsyncpgConfig"]
 
+READ_ONLY = "default_transaction_read_only"
 OURS: ContextVar[bool] = ContextVar("transept_asyncpg_acquires", default=False)
 
 logger = logging.getLogger("transept")
@@ -96,14 +98,17 @@ class LoopPool:
         self._users_init = options.pop("init", None)
         self._users_setup = options.pop("setup", None)
         self._users_reset = options.pop("reset", None)
-        if config.bare_reads:
-            settings = {"default_transaction_read_only": "on", **(options.pop("server_settings", None) or {})}
-            options["server_settings"] = settings
+        # the app's own choice is left alone
+        self._bare_reads = (
+            config.bare_reads and READ_ONLY not in f"{options.get('dsn')} {options.get('server_settings')}"
+        )
+        if self._bare_reads:
+            options["server_settings"] = {READ_ONLY: "on", **(options.get("server_settings") or {})}
         self._options: dict[str, Any] = {"max_size": max(10, self._min_size), **options}
         self._opening = asyncio.Lock()
         self._pool: Any = None
         self._sessions: dict[int, Session] = {}
-        self.savings = Savings(bare_reads=config.bare_reads, skip_reset=config.skip_reset)
+        self.savings = Savings(bare_reads=self._bare_reads, skip_reset=config.skip_reset)
         self.holders = Holders()
         self.names: dict[str, tuple[str, ...]] = {}
 
@@ -134,9 +139,16 @@ class LoopPool:
             logger.warning("database %r cannot be reached yet: %r", self._config.key, failures[0])
 
     async def link(self, holder: str) -> AsyncpgLink:
+        while True:
+            link = await self._taken(holder)
+            if await link.ask():
+                return link
+
+    async def _taken(self, holder: str) -> AsyncpgLink:
         pool = self._pool or await self.opened()
         ours = OURS.set(True)
         try:
+            connects = pool.get_size()
             if pool.get_idle_size():
                 connection = await pool.acquire()
             else:
@@ -149,11 +161,7 @@ class LoopPool:
             OURS.reset(ours)
         self.holders.took(connection, holder)
         session = self._sessions[connection.get_server_pid()]
-        link = AsyncpgLink(self, connection, session, fresh=not session.used)
-        session.used = True
-        if session.must_ask():
-            await link.ask()
-        return link
+        return AsyncpgLink(self, connection, session, fresh=pool.get_size() > connects)
 
     async def release(self, connection: Any) -> None:
         self.holders.gave_back(connection)
@@ -176,18 +184,24 @@ class LoopPool:
 
     async def _init(self, connection: Any) -> None:
         number = connection.get_server_pid()
-        self._sessions[number] = Session(self.savings)
-        connection.add_termination_listener(lambda gone: self._sessions.pop(number, None))
+        session = self._sessions[number] = Session(self.savings)
+
+        def forget(_: Any) -> None:
+            if self._sessions.get(number) is session:  # the server gives numbers again
+                del self._sessions[number]
+
+        connection.add_termination_listener(forget)
         for name in ("json", "jsonb"):
             await connection.set_type_codec(name, schema="pg_catalog", encoder=encode_json, decoder=decode_json)
         if self._users_init is not None:
             await self._users_init(connection)
+            session.touched = True  # with asyncpg, what is SET there lasts until the first reset
 
     async def _setup(self, connection: Any) -> None:
         """For those who use the pool past us, connections are as they would be without us."""
         if not OURS.get():
-            if self._config.bare_reads:
-                await connection.execute("SET default_transaction_read_only = off")
+            if self._bare_reads:
+                await connection.execute(f"SET {READ_ONLY} = off")
             self._sessions[connection.get_server_pid()].touch()
         if self._users_setup is not None:
             await self._users_setup(connection)
@@ -216,13 +230,22 @@ class AsyncpgLink:
         self._session.touch()
         return self._connection
 
-    async def ask(self) -> None:
-        """Whether the server vouches for the database; see `transept.sql.postgres`."""
+    async def ask(self) -> bool:
+        """Ask what the server vouches for, if it is time to; False if the connection had died in the pool."""
+        if not self._session.must_ask():
+            return True
         try:
-            self._session.answered(await self._connection.fetchval(PROOF))
-        except BaseException:
-            await self.drop()
-            raise
+            self._session.answered(await self._connection.fetchval(self._session.proof))
+        except BaseException as error:
+            fault = of_asyncpg(error)
+            if fault is None or fault.lost:
+                await self.drop()
+                if fault is None or self.fresh:
+                    raise
+                return False
+            self._session.answered(None)
+            logger.warning("database %r: no round trips are saved: %r", self._pool._config.key, error)
+        return True
 
     def runs_bare(self, kind: Kind) -> bool:
         return self._session.runs_bare(kind)
@@ -231,7 +254,7 @@ class AsyncpgLink:
         return self._session.refused_bare(fault)
 
     async def begin(self, may_write: bool) -> None:
-        await self._connection.execute(BEGIN)
+        await self._connection.execute(self._session.begin)
 
     async def run(self, sql: str, values: Sequence[Any], kind: Kind) -> Result:
         self._session.ran(kind)
@@ -243,6 +266,7 @@ class AsyncpgLink:
         return Result((), (), _affected(tag), None, NATIVES)
 
     async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
+        self._session.ran(kind_of(sql, "postgresql"))
         await self._connection.executemany(sql, sets)
         return -1
 
@@ -251,6 +275,7 @@ class AsyncpgLink:
         await self._connection.execute(script)
 
     async def cursor(self, sql: str, values: Sequence[Any]) -> AsyncpgCursor:
+        self._session.ran(kind_of(sql, "postgresql"))
         statement = await self._connection.prepare(sql)
         names = tuple(attribute.name for attribute in statement.get_attributes())
         return AsyncpgCursor(names, await statement.cursor(*values))
@@ -280,7 +305,9 @@ class AsyncpgLink:
         await self._pool.release(self._connection)
 
     async def drop(self) -> None:
-        self._connection.terminate()
+        self._session.needs_reset()  # it may have changed the database's code, for all that is known
+        with suppress(asyncpg.InterfaceError):  # the pool has let go of it already: it does when one is lost
+            self._connection.terminate()
         await self._pool.release(self._connection)
 
     async def _names(self, sql: str) -> tuple[str, ...]:
@@ -289,6 +316,8 @@ class AsyncpgLink:
         if names is None:
             statement = await self._connection.prepare(sql)
             names = tuple(attribute.name for attribute in statement.get_attributes())
+            if not self._connection.is_in_transaction():
+                await self._connection.execute("SELECT 1")  # prepare() sends no Sync: the server is in a transaction
             if len(self._pool.names) < 1000:
                 self._pool.names[sql] = names
         return names

@@ -44,7 +44,8 @@ RETURNING = re.compile(r"RETURNING(?<!\wRETURNING)\b")  # begins with plain char
 # What may outlive its transaction, or cannot be undone, where the verb does not tell. Also within quotes: a function
 # may be called by a quoted name, and some functions run the SQL that they are given as text.
 SESSION = (
-    "set_config|setseed",  # settings of the session
+    "set_config|setseed|set_limit|pg_settings",  # settings of the session; the view has a rule that sets them
+    "read_only",  # whether a transaction is one: it would be seen
     "setval",  # no rollback takes a sequence back
     "advisory|get_lock|release_(?:all_)?lock",  # locks that are held until the session ends
     "notify|listen",
@@ -57,14 +58,14 @@ SESSION = (
     "pg_(?:cancel|terminate|reload|log_)",  # other sessions, the server
     "dblink",  # a connection of its own
     r"\bexecute\b",  # EXPLAIN ANALYZE EXECUTE: a statement that is not to be seen here
-    "(?:query|cursor)_to_xml|ts_stat|ts_rewrite|crosstab|connectby",  # these run SQL that may come as a value
+    "(?:query|cursor)_to_xml|ts_stat|ts_rewrite|crosstab|connectby|xpath_table",  # these run SQL, perhaps a value
     r"\bu&",  # a name in escapes
 )
 SESSION_WORDS = re.compile("|".join(SESSION))
 # Each match of the above holds one of these; to look for them costs a tenth.
 SESSION_HINTS = (
-    *("pg_", "set_config", "setseed", "setval", "advisory", "_lock", "notify", "listen", "temp", "lo_", "lowrite"),
-    *("file", "load_", ":=", "dblink", "execute", "_to_xml", "ts_", "crosstab", "connectby", "u&"),
+    *("pg_", "set_", "setseed", "setval", "read_only", "advisory", "_lock", "notify", "listen", "temp", "lo_"),
+    *("lowrite", "file", "load_", ":=", "dblink", "execute", "_to_xml", "ts_", "crosstab", "connectby", "xpath_", "u&"),
 )
 
 

@@ -4,9 +4,9 @@ Rule 1: connections are read-only unless a transaction says otherwise, so a lone
 without BEGIN and COMMIT: if it writes after all, through a view, a function or a policy, the server refuses it (25006),
 and it runs again in a transaction that may write.
 Rule 2: a connection is given back without being reset, if nothing of what its transaction ran can touch the session.
-Rule 3: both only where the server vouches for the database: READ COMMITTED, and no code of its own (functions, views,
-rules, policies, defaults, checks) in which one of the words stands by which a session is changed, or something is done
-that cannot be undone. It is asked when it connects, again after a minute, and after each DDL of this process.
+Rule 3: both only where the server vouches for the database: no code of its own in which something is called or said
+that changes a session, cannot be undone, or hides that a write was refused. It is asked at first, again after
+a minute, and after each DDL of this process, once that is committed. No saving is older than that answer.
 Rule 4: a statement in which such a word stands itself gets a transaction, and a reset after it.
 
 No I/O here; the adapters ask what `PROOF` says.
@@ -24,7 +24,7 @@ from uuid import UUID
 import msgspec
 
 from transept.sql.faults import Fault
-from transept.sql.kinds import SESSION, Kind
+from transept.sql.kinds import READS, SESSION, SESSION_HINTS, WRITES, Kind
 
 __all__ = ["BEGIN", "NATIVES", "PROOF", "RESET", "Savings", "Session", "decode_json", "encode_json"]
 
@@ -34,90 +34,171 @@ READ_ONLY = "25006"
 BEGIN = "BEGIN READ WRITE"
 RESET = "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL"
 LASTS = 60.0
+PAUSE = 1.0  # at least, between two proofs on one connection: where DDL is daily work, the proof must not be
 
-# As PostgreSQL writes it. What PL/pgSQL assigns with := is no variable of the session; nor is the SET of an UPDATE.
-WORDS = "|".join(words.replace(r"\b", r"\y") for words in SESSION if words != ":=")
-WORDS += r"|\y(set|reset|discard|load|prepare|deallocate|lock)\y"
-UPDATES = r"\yupdate\y[^;]*?\yset\y"
+# What the answer to PROOF is the sum of.
+CODE, BARE, NO_WRITES = 1, 2, 4
 
+# Statements that may touch the session, but not the code of the database.
+NO_DDL = READS | WRITES | {"SET", "RESET", "NOTIFY", "LISTEN", "UNLISTEN", "LOCK", "FETCH", "CLOSE"}
+
+# As PostgreSQL writes it. What PL/pgSQL assigns with := is no variable of the session.
+NAMES = "|".join(words.replace(r"\b", r"\y") for words in SESSION if words != ":=")
+HINTS = " OR ".join(f"strpos(text, '{hint}') > 0" for hint in SESSION_HINTS if hint != ":=")
+# A handler for all errors also hides that a write was refused: what it does instead must not happen.
+VERBS = r"\y(set|reset|discard|load|prepare|deallocate|lock|others|invalid_transaction_state|2500[06])\y"
+# The SET of an UPDATE is none of these. After the words FOR UPDATE there may be one that is.
+NAME = r'(?!(loop|then|else|begin)\y)[\w$."]+'
+UPDATES = rf"\yupdate\s+(only\s+)?{NAME}(\s+(as\s+)?{NAME})?\s+set\y|\y(do|then)\s+update\s+set\y"
+
+SETTINGS = f"""CASE
+    WHEN current_setting('default_transaction_read_only') = 'on' AND pg_my_temp_schema() = 0
+     AND current_setting('default_transaction_isolation') = 'read committed' THEN {BARE} ELSE 0 END
+    + CASE WHEN pg_is_in_recovery() OR EXISTS (
+        SELECT FROM pg_catalog.pg_db_role_setting
+        WHERE setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
+          AND setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))
+          AND array_to_string(setconfig, ' ') ~ 'default_transaction_read_only=(on|true|yes|1)')
+      THEN {NO_WRITES} ELSE 0 END"""
+
+# Views, rules, policies, defaults and so on are looked at as they are stored, with the OIDs of what they call: to write
+# them out would take locks on their tables, and wait for whoever alters one. `to_jsonb`: before PostgreSQL 14 there is
+# no such column. A foreign table is a connection to somewhere else, which does not know that this one only reads.
 PROOF = f"""
-WITH code (text) AS (
-    SELECT CASE WHEN l.lanname IN ('sql', 'plpgsql')
-           THEN regexp_replace(coalesce(nullif(p.prosrc, ''), pg_get_functiondef(p.oid)), '{UPDATES}', '', 'gi')
-           ELSE 'set_config' END
+WITH own AS MATERIALIZED (
+    SELECT p.*, l.lanname, lower(p.prosrc) AS text
     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
     WHERE p.oid >= 16384 AND p.prokind <> 'a' AND NOT EXISTS (
         SELECT FROM pg_catalog.pg_depend d
         WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
-    UNION ALL SELECT regexp_replace(pg_get_ruledef(oid), '{UPDATES}', '', 'gi')
-    FROM pg_catalog.pg_rewrite WHERE oid >= 16384
-    UNION ALL SELECT concat(pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))
-    FROM pg_catalog.pg_policy
-    UNION ALL SELECT pg_get_expr(adbin, adrelid) FROM pg_catalog.pg_attrdef
-    UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_catalog.pg_constraint WHERE contype = 'c' AND oid >= 16384
+), trees (tree) AS MATERIALIZED (
+    SELECT ev_action::text FROM pg_catalog.pg_rewrite WHERE oid >= 16384
+    UNION ALL SELECT ev_qual::text FROM pg_catalog.pg_rewrite WHERE oid >= 16384
+    UNION ALL SELECT concat(polqual::text, polwithcheck::text) FROM pg_catalog.pg_policy
+    UNION ALL SELECT adbin::text FROM pg_catalog.pg_attrdef
+    UNION ALL SELECT conbin::text FROM pg_catalog.pg_constraint WHERE contype = 'c' AND oid >= 16384
+    UNION ALL SELECT typdefaultbin::text FROM pg_catalog.pg_type WHERE oid >= 16384
+    UNION ALL SELECT tgqual::text FROM pg_catalog.pg_trigger
+    UNION ALL SELECT proargdefaults::text FROM own
+    UNION ALL SELECT to_jsonb(own) ->> 'prosqlbody' FROM own WHERE prosrc = ''
+), called (oid) AS (
+    SELECT DISTINCT split_part(part, ' ', 1) FROM trees, unnest(string_to_array(tree, 'funcid ')) AS parts (part)
+    UNION SELECT oprcode::oid::text FROM pg_catalog.pg_operator WHERE oid >= 16384
+    UNION SELECT castfunc::text FROM pg_catalog.pg_cast WHERE oid >= 16384
+    UNION SELECT unnest(
+        array[aggtransfn, aggfinalfn, aggcombinefn, aggmtransfn, aggminvtransfn, aggmfinalfn]::oid[])::text
+    FROM pg_catalog.pg_aggregate WHERE aggfnoid >= 16384
+), code AS (
+    SELECT FROM pg_catalog.pg_foreign_table
+    UNION ALL SELECT FROM called JOIN pg_catalog.pg_proc p ON p.oid::text = called.oid WHERE p.proname ~ $w${NAMES}$w$
+    UNION ALL SELECT FROM trees WHERE strpos(tree, concat(':relid ', 'pg_catalog.pg_settings'::regclass::oid, ' ')) > 0
+    UNION ALL SELECT FROM own WHERE lanname NOT IN ('sql', 'plpgsql')
+        OR ({HINTS}) AND text ~ $w${NAMES}$w$
+        OR text ~ $w${VERBS}$w$ AND regexp_replace(text, $w${UPDATES}$w$, '', 'g') ~ $w${VERBS}$w$
 )
-SELECT current_setting('default_transaction_isolation') = 'read committed'
-   AND current_setting('default_transaction_read_only') = 'on'
-   AND NOT EXISTS (SELECT FROM code WHERE text ~* '{WORDS}')
+SELECT CASE WHEN current_setting('standard_conforming_strings') = 'on' AND NOT EXISTS (SELECT FROM code)
+       THEN {CODE} ELSE 0 END + {SETTINGS}
+"""
+SETTINGS_ALONE = f"""
+SELECT CASE WHEN current_setting('standard_conforming_strings') = 'on' THEN {CODE} ELSE 0 END + {SETTINGS}
 """
 
 
 class Savings:
     """What is saved on one database, as its config says; shared by its connections."""
 
-    __slots__ = ("bare_reads", "ddl", "skip_reset")
+    __slots__ = ("bare_reads", "clock", "ddl", "proved", "skip_reset")
 
-    def __init__(self, *, bare_reads: bool, skip_reset: bool) -> None:
+    def __init__(self, *, bare_reads: bool, skip_reset: bool, clock: Callable[[], float] = monotonic) -> None:
         self.bare_reads = bare_reads
         self.skip_reset = skip_reset
+        self.clock = clock
         self.ddl = 0  # how often this process has run something that may have changed the database's code
+        self.proved: tuple[int, float] | None = None  # the `ddl` and the time of the proof that holds for the code
 
     def __bool__(self) -> bool:
         return self.bare_reads or self.skip_reset
 
+    def hold(self) -> bool:
+        """Whether the server has vouched for the database's code, and that still stands."""
+        return self.proved is not None and self.proved[0] == self.ddl and self.clock() - self.proved[1] <= LASTS
+
 
 class Session:
-    """One connection: whether the server vouches for its database, and whether its session may have been changed."""
+    """One connection: what the server vouches for, and whether its session may have been changed.
 
-    __slots__ = ("_asked", "_ddl", "_savings", "_trusted", "touched", "used")
+    What it says of the database's code holds for all connections. Each is asked about its settings, as they differ
+    between connections that were made before and after a change of them.
+    """
+
+    __slots__ = ("_altered", "_answer", "_asked", "_savings", "_whole", "touched")
 
     def __init__(self, savings: Savings) -> None:
         self._savings = savings
-        self._trusted = False
-        self._asked = -LASTS
-        self._ddl = -1
+        self._answer = 0
+        self._asked: tuple[int, float] | None = None  # as `Savings.proved`
+        self._whole = True
+        self._altered = False
         self.touched = False
-        self.used = False  # by anybody, since it was made
 
-    def must_ask(self, clock: Callable[[], float] = monotonic) -> bool:
-        """Whether `PROOF` is to be run before anything else is."""
-        if not self._savings:
+    def must_ask(self) -> bool:
+        """Whether `proof` is to be run now, before anything else is."""
+        savings = self._savings
+        if not savings or self._holds():
             return False
-        return self._ddl != self._savings.ddl or clock() - self._asked > LASTS
+        now = savings.clock()
+        if self._asked is not None:
+            ddl, then = self._asked
+            if now - then <= (LASTS if ddl == savings.ddl else PAUSE):
+                return False
+        self._whole = not savings.hold()
+        # what changes while the server looks counts as not seen
+        self._asked = (savings.ddl, now)
+        return True
 
-    def answered(self, trusted: object, clock: Callable[[], float] = monotonic) -> None:
-        """What the server said to `PROOF`."""
-        self._trusted = bool(trusted)
-        self._asked = clock()
-        self._ddl = self._savings.ddl
+    @property
+    def proof(self) -> str:
+        """`PROOF`; or less, if the server has just been asked about the database's code."""
+        return PROOF if self._whole else SETTINGS_ALONE
+
+    def answered(self, answer: object) -> None:
+        """What the server said; None if it said nothing that can be used."""
+        self._answer = answer if isinstance(answer, int) else 0
+        if self._whole:
+            self._savings.proved = self._asked if self._answer & CODE else None
+
+    @property
+    def begin(self) -> str:
+        """How a transaction begins: with READ WRITE only where they could write without us as well."""
+        return BEGIN if self._savings.bare_reads and not self._answer & NO_WRITES else "BEGIN"
 
     def runs_bare(self, kind: Kind) -> bool:
-        return self._trusted and self._savings.bare_reads and kind.reads and not kind.session
+        if not (kind.reads and self._savings.bare_reads and self._answer & BARE):
+            return False
+        return not kind.session and not self.touched and self._holds()
 
     def ran(self, kind: Kind) -> None:
         """Take note of a statement."""
         if kind.session and kind.verb not in ("SAVEPOINT", "RELEASE", "ROLLBACK"):
-            self.touch()
+            if kind.verb in NO_DDL and not kind.several:
+                self.touched = True
+            else:
+                self.touch()
 
     def touch(self) -> None:
         """Something may have changed the session, or the code of the database."""
-        self.touched = True
+        self.touched = self._altered = True
         self._savings.ddl += 1
 
     def needs_reset(self) -> bool:
-        """Whether the connection is to be reset before somebody else has it; asked once."""
-        touched, self.touched = self.touched, False
-        return touched or not (self._trusted and self._savings.skip_reset)
+        """Whether the connection is to be reset before somebody else has it; asked once, after its transaction."""
+        if self._altered:
+            self._savings.ddl += 1  # now it is committed, and seen by all
+        touched, self.touched, self._altered = self.touched, False, False
+        return touched or not (self._savings.skip_reset and self._holds())
+
+    def _holds(self) -> bool:
+        return bool(self._answer & CODE) and self._savings.hold()
 
     @staticmethod
     def refused_bare(fault: Fault) -> bool:
