@@ -24,7 +24,7 @@ class Holders:
     def since(self) -> list[tuple[str, float]]:
         """Each with the seconds since when, the longest first."""
         now = monotonic()
-        return sorted(((who, now - taken) for who, taken in self._out.values()), key=lambda one: -one[1])
+        return sorted(((who, now - taken) for who, taken in list(self._out.values())), key=lambda one: -one[1])
 
     def __len__(self) -> int:
         return len(self._out)
