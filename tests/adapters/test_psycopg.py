@@ -365,6 +365,46 @@ def test_a_server_that_is_down_is_told_at_once_and_back_at_once(
 
 
 @each_colour
+def test_without_a_timeout_what_is_free_is_given(config: Any, postgres: Server) -> None:
+    async def body(database: Any) -> None:
+        pool = await got(database.provide_pool())
+        while not pool.get_stats()["pool_available"]:
+            await (asyncio.sleep(0.01) if not database.blocking else done_after(0.01))
+        async with session_of(database) as session:
+            assert await got(session.select_value("SELECT 1")) == 1
+
+    run(config(pool_config={"dsn": postgres.dsn, "min_size": 1}, pool_timeout=0), body)
+
+
+async def done_after(seconds: float) -> None:
+    time.sleep(seconds)  # noqa: ASYNC251 - there is no loop
+
+
+@each_colour
+def test_who_waits_while_the_server_refuses_connections_is_told_why(config: Any, postgres: Server) -> None:
+    """One connection is in use, and may come back; so the others wait for it."""
+
+    role = "psy_one"
+    with suppress(psycopg.errors.UndefinedObject):
+        postgres.execute(f"DROP ROLE {role}")
+    postgres.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
+
+    async def second_connection(database: Any) -> None:
+        pool = await got(database.provide_pool())
+        async with entered(pool.connection()):
+            with pytest.raises(DatabaseUnavailable, match="too many connections for role") as caught:
+                async with session_of(database) as session:
+                    await got(session.execute("SELECT 1"))
+            assert not isinstance(caught.value, PoolTimeout)
+
+    try:
+        dsn = {"dsn": postgres.dsn, "user": role, "timeout": 0.3}
+        run(config(pool_config=dsn), second_connection)
+    finally:
+        postgres.execute(f"DROP ROLE {role}")
+
+
+@each_colour
 def test_an_eager_database_that_is_down_fails_at_start(config: Any, postgres: Server) -> None:
     async def body(database: Any) -> None:
         with pytest.raises(DatabaseUnavailable):

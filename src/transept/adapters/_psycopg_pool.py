@@ -242,9 +242,13 @@ class Pool:
             await self.done(connection.set_autocommit(True))
             if session.needs_reset():
                 await self.reset(connection)
-        except psycopg.Error:
+        except Exception:
             logger.warning("a connection to %r could not be reset, and is closed", self.key, exc_info=True)
             connection.pgconn.finish()
+        except BaseException:
+            connection.pgconn.finish()
+            await self.done(connection._pool.given_back(connection))
+            raise
 
     def without_hope(self, waiting: Any) -> list[tuple[Any, Exception]]:
         """Those who wait for a connection, after connecting has failed; nobody if one in use may come back."""
@@ -262,7 +266,8 @@ class Pool:
         if self._config.blocking and on_loop() and self._must_wait(pool):
             raise PoolBusyOnLoop(self.in_use)
         try:
-            connection = await self.done(pool.taken(self._seconds))
+            # with 0, it would not even give what is free
+            connection = await self.done(pool.taken(max(self._seconds, 0.001)))
         except psycopg_pool.PoolTimeout as error:
             raise self._timed_out(pool) from error
         except psycopg.Error as error:
