@@ -8,6 +8,7 @@ from typing import Any
 
 from transept.errors import UsageError
 from transept.sql.statement import Notation
+from transept.sql.values import Json
 
 __all__ = ["checked", "compiled", "compiled_many"]
 
@@ -24,7 +25,7 @@ def compiled(statement: Any, arguments: Any, notation: Notation) -> tuple[str, S
     """
     checked(statement, arguments)
     made, processors = _compile(statement, notation, list(arguments) if arguments else None)
-    return str(made), _values(made, processors, arguments)
+    return _expanded(made, processors, arguments)
 
 
 def compiled_many(statement: Any, sets: Sequence[Any], notation: Notation) -> tuple[str, list[Sequence[Any]]]:
@@ -32,7 +33,10 @@ def compiled_many(statement: Any, sets: Sequence[Any], notation: Notation) -> tu
     for one in sets:
         checked(statement, one)
     made, processors = _compile(statement, notation, list(sets[0]))
-    return str(made), [_values(made, processors, one) for one in sets]
+    rendered = [_expanded(made, processors, one) for one in sets]
+    if any(text != rendered[0][0] for text, _ in rendered):
+        raise UsageError("the sets of parameters have lists of several lengths: run the statement once for each set.")
+    return rendered[0][0], [values for _, values in rendered]
 
 
 def checked(statement: Any, arguments: Any) -> None:
@@ -55,20 +59,32 @@ def _compile(statement: Any, notation: Notation, names: list[str] | None) -> tup
     from sqlalchemy import JSON
 
     dialect = _dialect(notation)
-    made = statement.compile(dialect=dialect, column_keys=names, compile_kwargs={"render_postcompile": True})
+    made = statement.compile(dialect=dialect, column_keys=names)
     processors = {}
     for bind, name in made.bind_names.items():
         if notation.dialect == "postgresql" and isinstance(bind.type, JSON):
-            continue  # the drivers encode documents themselves
+            processors[name] = _document  # the drivers encode documents themselves
+            continue
         processor = bind.type.dialect_impl(dialect).bind_processor(dialect)
         if processor is not None:
             processors[name] = processor
     return made, processors
 
 
-def _values(made: Any, processors: dict[str, Any], arguments: Any) -> list[Any]:
-    values = made.construct_params(dict(arguments) if arguments else None)
-    return [processors[name](values[name]) if name in processors else values[name] for name in made.positiontup or ()]
+def _expanded(made: Any, processors: dict[str, Any], arguments: Any) -> tuple[str, Sequence[Any]]:
+    """The text with a placeholder for each item of a list, and the values."""
+    state = made.construct_expanded_state(dict(arguments) if arguments else None)
+    origin = {item: name for name, items in state.parameter_expansion.items() for item in items}
+    values = []
+    for name in state.positiontup or ():
+        processor = processors.get(origin.get(name, name))
+        value = state.parameters[name]
+        values.append(value if processor is None else processor(value))
+    return state.statement, values
+
+
+def _document(value: Any) -> Any:
+    return None if value is None else Json(value)
 
 
 @cache
