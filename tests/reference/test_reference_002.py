@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from held import eventually
 from raw_databases import DRIVERS, RawDatabase, raw_database
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -33,27 +35,27 @@ Endpoint = Callable[..., Any]
 
 @pytest.fixture(params=DRIVERS)
 def here(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RawDatabase]:
-    yield from raw_database(request.param, request, tmp_path)
+    yield from raw_database(request.param, request, tmp_path, "users")
 
 
 @pytest.fixture(params=[driver for driver in DRIVERS if driver != "aiosqlite"])
 def server_here(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RawDatabase]:
-    yield from raw_database(request.param, request, tmp_path)
+    yield from raw_database(request.param, request, tmp_path, "users")
 
 
 @pytest.fixture
 def pg(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RawDatabase]:
-    yield from raw_database("asyncpg", request, tmp_path)
+    yield from raw_database("asyncpg", request, tmp_path, "users")
 
 
 @pytest.fixture
 def lite(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RawDatabase]:
-    yield from raw_database("aiosqlite", request, tmp_path)
+    yield from raw_database("aiosqlite", request, tmp_path, "users")
 
 
 @pytest.fixture
 def my(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RawDatabase]:
-    yield from raw_database("asyncmy", request, tmp_path)
+    yield from raw_database("asyncmy", request, tmp_path, "users")
 
 
 def route(app: Starlette, path: str, methods: list[str] | None = None) -> Callable[[Endpoint], Endpoint]:
@@ -245,6 +247,7 @@ def two_databases(pg: RawDatabase, lite: RawDatabase) -> SQLSpec:
 
 def test_multi_database_configuration(pg: RawDatabase, lite: RawDatabase) -> None:
     pg.sees("INSERT INTO users (email) VALUES ('a'), ('b')")
+    lite.make("page_views")
     sqlspec = two_databases(pg, lite)
     db_ext = SQLSpecPlugin(sqlspec)
 
@@ -319,22 +322,22 @@ def test_no_configuration_found_for_a_key_that_is_misspelled(pg: RawDatabase, li
 
 
 def test_the_pool_is_there_during_the_lifespan_and_closed_at_its_end(server_here: RawDatabase) -> None:
-    def connections() -> int:
-        of = {
-            "mariadb": "SELECT count(*) FROM information_schema.processlist WHERE db = database() "
-            "AND id <> connection_id()",
-            "postgres": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND pid <> pg_backend_pid()",
-        }
-        kind = "mariadb" if server_here.driver == "asyncmy" else "postgres"
-        return int(server_here.sees(of[kind])[0][0])
+    count = {
+        "postgres": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND backend_type = 'client backend' AND pid <> pg_backend_pid()",
+        "mariadb": "SELECT count(*) FROM information_schema.processlist WHERE db = database() "
+        "AND id <> connection_id()",
+    }
 
-    before = connections()
+    async def connections_are(number: int) -> bool:
+        return await eventually(lambda: server_here.sees(count[server_here.kind]) == [(number,)])
+
     app = app_that_answers(server_here.config())
+    assert asyncio.run(connections_are(0))
     with TestClient(app) as client:
         client.post("/200")
-        assert connections() == before + 1
-    assert connections() == before
+        assert asyncio.run(connections_are(1))
+    assert asyncio.run(connections_are(0))
 
 
 # Commit Modes
@@ -432,6 +435,7 @@ def test_autocommit_with_redirects(here: RawDatabase) -> None:
 
 def test_multi_database_configuration_by_key(pg: RawDatabase, my: RawDatabase) -> None:
     pg.sees("INSERT INTO users (email) VALUES ('a'), ('b')")
+    my.make("events")
     my.sees("INSERT INTO events VALUES (1), (2), (3)")
     sqlspec = SQLSpec()
 
@@ -662,6 +666,7 @@ def test_background_tasks_on_sqlite(lite: RawDatabase) -> None:
 
 
 def background_task(here: RawDatabase, now: str) -> None:
+    here.make("email_log")
     sqlspec = SQLSpec()
     config = sqlspec.add_config(here.config())
     app = Starlette()
@@ -703,6 +708,7 @@ def background_task(here: RawDatabase, now: str) -> None:
 
 
 def test_websocket_support(here: RawDatabase) -> None:
+    here.make("messages")
     here.sees("INSERT INTO messages (content) VALUES ('hello world'), ('other')")
     sqlspec = SQLSpec()
     config = sqlspec.add_config(here.config())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ CLASSES = {
     "aiosqlite": "AiosqliteConfig",
     "psycopg": "PsycopgAsyncConfig",
     "asyncmy": "AsyncmyConfig",
+    "sqlite": "SqliteConfig",
 }
-DRIVERS = tuple(CLASSES)
+DRIVERS = ("asyncpg", "aiosqlite", "psycopg", "asyncmy")  # the async ones
 SERVERS = {"asyncpg": "postgres", "psycopg": "postgres", "asyncmy": "mariadb"}
 IDS = {
     "postgres": "serial PRIMARY KEY",
@@ -38,15 +39,23 @@ TABLES = {
 
 @dataclass(frozen=True)
 class RawDatabase:
-    """`pool_config` reaches it; `sees(sql)` gives the rows that another connection sees now."""
+    """`pool_config` reaches it; `sees(sql)` gives the rows that another connection sees now; `make` makes tables."""
 
     driver: str
+    kind: str
     pool_config: Mapping[str, Any]
     sees: Callable[[str], list[tuple[Any, ...]]]
+    made: list[str] = field(default_factory=list)
+
+    def make(self, *tables: str) -> None:
+        for table in tables:
+            self.made.append(table)
+            self.sees(f"DROP TABLE IF EXISTS {table}")
+            self.sees(f"CREATE TABLE {table} ({TABLES[table].format(id=IDS[self.kind])})")
 
     @property
     def config_class(self) -> Any:
-        return getattr(import_module(f"transept.adapters.{self.driver}"), CLASSES[self.driver])
+        return config_class(self.driver)
 
     def config(self, **settings: Any) -> Any:
         return self.config_class(pool_config=self.pool_config, **{"commit_mode": "autocommit", **settings})
@@ -58,8 +67,12 @@ class RawDatabase:
         return [v for (v,) in self.sees("SELECT v FROM held ORDER BY v")]
 
 
-def raw_database(driver: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[RawDatabase]:
-    """The driver's database with the tables of this module, which are empty."""
+def config_class(driver: str) -> Any:
+    return getattr(import_module(f"transept.adapters.{driver}"), CLASSES[driver])
+
+
+def raw_database(driver: str, request: pytest.FixtureRequest, folder: Path, *tables: str) -> Iterator[RawDatabase]:
+    """The driver's database with these tables, which are empty."""
     if driver == "aiosqlite":
         path = folder / f"{driver}.db"
         kind, pool_config = "sqlite", {"database": str(path)}
@@ -73,9 +86,8 @@ def raw_database(driver: str, request: pytest.FixtureRequest, folder: Path) -> I
             cursor.execute(sql)
             return list(cursor.fetchall()) if cursor.description else []
 
-    for table, columns in TABLES.items():
-        sees(f"DROP TABLE IF EXISTS {table}")
-        sees(f"CREATE TABLE {table} ({columns.format(id=IDS[kind])})")
-    yield RawDatabase(driver, pool_config, sees)
-    for table in TABLES:
+    database = RawDatabase(driver, kind, pool_config, sees)
+    database.make(*tables)
+    yield database
+    for table in database.made:
         sees(f"DROP TABLE {table}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -16,6 +17,8 @@ from transept.sql.result import Result
 from transept.sql.tokens import split
 
 __all__ = ["SqliteConfig"]
+
+logger = logging.getLogger("transept")
 
 
 @configuration
@@ -42,10 +45,16 @@ class SqliteConfig(LiteSettings):
         return self._pool.acquire(holder)
 
     async def start(self) -> None:
+        """Connect as much as the settings say; that a file cannot be opened is an error only with ``eager=True``."""
         self._announce(self._pool)
         wanted = max(self._min_size, 1 if self.eager else 0)
-        if wanted:
-            self._pool.warm(wanted)
+        try:
+            if wanted:
+                self._pool.warm(wanted)
+        except Exception as error:
+            if self.eager or self.fault_of(error) is None:
+                raise
+            logger.warning("database %r cannot be reached yet: %r", self.key, error)
 
     async def stop(self) -> None:
         self.close_pool()

@@ -80,6 +80,7 @@ class DriverSettings(DatabaseSettings):
             )
         self.pool_config = self.pool_config if self.connection_config is None else self.connection_config
         self._listeners: list[Callable[[Any], None]] = []
+        self._latest_pool: Any = None
         options_checked(owner, "pool_config", self.pool_config, self.pool_options())
 
     @classmethod
@@ -88,10 +89,13 @@ class DriverSettings(DatabaseSettings):
         raise NotImplementedError
 
     def when_pooled(self, listener: Callable[[Any], None]) -> None:
-        """Call `listener(pool)` whenever the driver's pool is made."""
+        """Call `listener(pool)` whenever the driver's pool is made, and now if there is one."""
         self._listeners.append(listener)
+        if self._latest_pool is not None:
+            listener(self._latest_pool)
 
     def _announce(self, pool: Any) -> None:
+        self._latest_pool = pool
         for listener in self._listeners:
             listener(pool)
 
