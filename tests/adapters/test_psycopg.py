@@ -567,12 +567,10 @@ if database.blocking:
 else:
     asyncio.run(main())
 """
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=20, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert time.monotonic() - began < 4
 
 
 @each_colour
