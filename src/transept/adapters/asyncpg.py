@@ -187,6 +187,7 @@ class LoopPool:
         session = self._sessions[number] = Session(self.savings)
 
         def forget(_: Any) -> None:
+            session.needs_reset()  # a pool that closes a connection does not reset it before
             if self._sessions.get(number) is session:  # the server gives numbers again
                 del self._sessions[number]
 
