@@ -126,7 +126,7 @@ class MySQLLink:
         except Exception:
             raise
         except BaseException:
-            self._broken = True
+            self.cut()  # not every version of the drivers does; the next statement would get this one's answer
             raise
 
     async def _done(self, answer: Any) -> Any:
