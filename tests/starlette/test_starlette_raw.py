@@ -334,6 +334,11 @@ def test_settings_of_the_config_and_for_a_framework_are_joined() -> None:
         ({"pool_config": "postgresql://localhost"}, ["pool_config", "'postgresql://localhost'"]),
         ({"pool_config": {"dsn": ""}, "connection_config": {"dsn": ""}}, ["pool_config", "connection_config"]),
         ({"pool_timeout": "10"}, ["pool_timeout", "'10'"]),
+        ({"pool_timeout": -1}, ["pool_timeout", "-1", "0 or more"]),
+        ({"pool_timeout": float("nan")}, ["pool_timeout", "nan", "0 or more"]),
+        ({"pool_config": None}, ["pool_config", "None"]),
+        ({"connection_key": 5}, ["connection_key", "5"]),
+        ({"extra_commit_statuses": {404}}, ["extra_commit_statuses", "commit_mode='manual'"]),
         ({"eager": 1}, ["eager", "1", "bool"]),
         (
             {"extension_config": {"starlette": {"commit_mode": "autocommit"}, "fastapi": {"commit_mode": "manual"}}},

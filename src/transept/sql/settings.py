@@ -72,8 +72,9 @@ class DriverSettings(DatabaseSettings):
         super().__post_init__()
         checked("disable_di", self.disable_di, bool, owner)
         checked("eager", self.eager, bool, owner)
-        if isinstance(self.pool_timeout, bool) or not isinstance(self.pool_timeout, (int, float)):
-            raise ImproperConfigurationError(f"{owner}: pool_timeout={self.pool_timeout!r}: seconds are needed.")
+        seconds = self.pool_timeout
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+            raise ImproperConfigurationError(f"{owner}: pool_timeout={seconds!r}: seconds are needed, 0 or more.")
         if self.connection_config is not None and self.pool_config:
             raise ImproperConfigurationError(
                 f"{owner}: pool_config and connection_config are two names of one setting: give one of them."
