@@ -21,7 +21,7 @@ HELP = """usage: python3 run.py COMMAND [ARGUMENT...]
   example  serve an app of examples/: NAME, then arguments of uvicorn, such as --port 8001
   test     run the tests with pytest; --nothing-left-out also starts missing servers and fails on a skipped test
   check    formatting, lint, types and import layers
-  bench    run bench/request.py: what a request costs, here and elsewhere
+  bench    measure what requests and SQL-first sessions cost, here and elsewhere; or one of them: request, sql
   matrix   run the tests against the oldest and the newest versions that pyproject.toml allows (needs uv)
 
 Arguments are passed on, and paths among them start at the project's folder. The environment is made on first use.
@@ -77,8 +77,14 @@ def check(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
+    names = ["request", "sql"]
+    if arguments and arguments[0] not in names:
+        print(f"run.py: bench needs a name before {arguments[0]!r}; there are {', '.join(names)}", file=sys.stderr)
+        return 2
     environment("--group", "bench")
-    return run("python", "bench/request.py", *arguments)
+    if arguments:
+        return run("python", f"bench/{arguments[0]}.py", *arguments[1:])
+    return max([run("python", f"bench/{name}.py") for name in names])
 
 
 def matrix(arguments: list[str]) -> int:

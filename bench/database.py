@@ -13,9 +13,22 @@ import asyncpg
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-__all__ = ["Place", "PlaceError", "prepared"]
+__all__ = ["READ", "ROWS", "Place", "PlaceError", "prepared"]
 
 READ = "what is read"
+
+# So many rows of five columns, made while they are read.
+ROWS = {
+    "sqlite3": """
+        WITH RECURSIVE numbers (id) AS (VALUES (1) UNION ALL SELECT id + 1 FROM numbers LIMIT ?)
+        SELECT id, 'name ' || id AS name, id * 1.5 AS price, id % 100 AS stock,
+               CASE WHEN id % 3 > 0 THEN 'a note' END AS note
+        FROM numbers""",
+    "asyncpg": """
+        SELECT id, 'name ' || id AS name, id * 1.5::float8 AS price, id % 100 AS stock,
+               CASE WHEN id % 3 > 0 THEN 'a note' END AS note
+        FROM (SELECT generate_series(1, $1::int) AS id) AS numbers""",
+}
 
 
 class PlaceError(Exception):

@@ -8,17 +8,34 @@ import gc
 import pstats
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from contenders import App
 from database import READ, Place
 
-__all__ = ["Client", "GarbageError", "Held", "Times", "checked", "counted", "held", "profiled", "timed"]
+__all__ = [
+    "Client",
+    "Clock",
+    "GarbageError",
+    "Held",
+    "Times",
+    "checked",
+    "counted",
+    "held",
+    "profiled",
+    "requests",
+    "timed",
+    "timed_now",
+]
 
 Clock = Callable[[], int]  # nanoseconds
-Times = dict[tuple[str, str], list[float]]  # microseconds a request, round by round, by path and contender
+# By what is done (a path, ...) and contender: what does it once, and says how many microseconds a call of it took.
+Blocks = Mapping[tuple[str, str], Callable[[Clock], Awaitable[float]]]
+BlockingBlocks = Mapping[tuple[str, str], Callable[[Clock], float]]
+Times = dict[tuple[str, str], list[float]]  # what they said, round by round
 
 STATUSES = {"/nodb": 200, "/read": 200, "/write": 201, "/refused": 400, "/broken": 201}
 BODIES = {"/nodb": b"nothing", "/read": READ.encode(), "/write": b"written"}
@@ -132,31 +149,49 @@ async def _status_of_broken(app: App) -> int:
     return client.status
 
 
-async def timed(apps: Mapping[tuple[str, str], App], *, rounds: int, calls: int, clock: Clock) -> Times:
-    """Each path of each contender once in a round, in another order each time.
+async def timed(blocks: Blocks, *, rounds: int, clock: Clock) -> Times:
+    """Each block once in a round, in another order each time."""
+    times: Times = defaultdict(list)
+    for key in _in_turn(blocks, rounds):
+        times[key].append(await blocks[key](clock))
+    return times
 
-    The garbage collector runs as it does in an app. What was there before is put aside, so that a collection costs
+
+def timed_now(blocks: BlockingBlocks, *, rounds: int, clock: Clock) -> Times:
+    """As `timed`."""
+    times: Times = defaultdict(list)
+    for key in _in_turn(blocks, rounds):
+        times[key].append(blocks[key](clock))
+    return times
+
+
+def _in_turn(blocks: Iterable[tuple[str, str]], rounds: int) -> Iterator[tuple[str, str]]:
+    """The garbage collector runs as it does in an app. What was there before is put aside, so that a collection costs
     each contender its own garbage; and it runs before each measurement, so that none pays for the one before.
     """
-    times: Times = defaultdict(list)
-    order = random.Random(20)
+    keys, order = list(blocks), random.Random(20)
     gc.collect()
     gc.freeze()
     try:
         for _ in range(rounds):
-            for path, name in _shuffled(apps, order):
+            for key in _shuffled(keys, order):
                 gc.collect()
-                times[path, name].append(await _block(apps[path, name], path, _calls(path, calls), clock))
+                yield key
     finally:
         gc.unfreeze()
-    return times
 
 
-def _shuffled(apps: Mapping[tuple[str, str], App], order: random.Random) -> Iterator[tuple[str, str]]:
-    """Path by path, so that what is compared is measured close together."""
-    for path in STATUSES:
-        names = [key for key in apps if key[0] == path]
-        yield from order.sample(names, len(names))
+def _shuffled(keys: Sequence[tuple[str, str]], order: random.Random) -> Iterator[tuple[str, str]]:
+    """What is compared is measured close together."""
+    for what in dict.fromkeys(what for what, _ in keys):
+        compared = [key for key in keys if key[0] == what]
+        yield from order.sample(compared, len(compared))
+
+
+def requests(apps: Mapping[tuple[str, str], App], calls: int) -> Blocks:
+    """So many requests for each path of each app, path by path."""
+    keys = [key for path in STATUSES for key in apps if key[0] == path]
+    return {key: partial(_requests, apps[key], key[0], _calls(key[0], calls)) for key in keys}
 
 
 def _calls(path: str, calls: int) -> int:
@@ -168,7 +203,7 @@ def counted(rounds: int, calls: int) -> int:
     return rounds * _calls("/write", calls)
 
 
-async def _block(app: App, path: str, calls: int, clock: Clock) -> float:
+async def _requests(app: App, path: str, calls: int, clock: Clock) -> float:
     client, expected = Client(app, path), STATUSES[path]
     begun = clock()
     for _ in range(calls):

@@ -6,15 +6,31 @@ import os
 import platform
 import pstats
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median, quantiles
+from typing import NamedTuple
 
-from contenders import BY_HAND, Contender
+from contenders import Contender
 from measuring import Held, Times
 
-__all__ = ["machine", "markdown_table", "profile_table", "promises", "text_table", "times_of", "versions"]
+__all__ = [
+    "Against",
+    "Row",
+    "Section",
+    "aim",
+    "aims",
+    "machine",
+    "markdown_table",
+    "median_over",
+    "median_ratio",
+    "profile_table",
+    "promises",
+    "text_table",
+    "times_of",
+    "versions",
+]
 
 PACKAGES = [
     "transept",
@@ -26,6 +42,7 @@ PACKAGES = [
     "advanced-alchemy",
     "context-async-sqlalchemy",
     "sqlspec",
+    "msgspec",
 ]
 Row = list[str]
 
@@ -54,25 +71,67 @@ def _processor() -> str:
     return next(names, "of an unknown kind")
 
 
-def times_of(path: str, times: Times, contenders: Sequence[Contender]) -> list[Row]:
-    """One row for each contender that was measured on this path; the first row has the headings.
+class Section(NamedTuple):
+    """A part of a page: tables, rows for the table of aims, and who could not be measured, with the reason."""
+
+    tables: list[list[Row]]
+    aims: list[Row]
+    left_out: dict[str, str]
+
+
+class Against(NamedTuple):
+    """What the others are compared with: the contender, and what it is called in a heading."""
+
+    name: str
+    called: str
+
+
+def times_of(
+    what: str, times: Times, *, titles: Mapping[str, str], against: Against, each: str = "a request"
+) -> list[Row]:
+    """One row for each contender that was measured doing this; the first row has the headings.
 
     A comparison is made in each round, and the median of these is shown, with the quartiles.
     """
-    against, name = ("bare", "bare Starlette") if path == "/nodb" else (BY_HAND.name, "by hand")
-    rows = [[path, "µs a request", f"µs over {name}", "times as long", "half of the rounds"]]
-    base = times.get((path, against))
-    for one in contenders:
-        measured = times.get((path, one.name))
+    rows = [[what, f"µs {each}", f"µs over {against.called}", "times as long", "half of the rounds"]]
+    for name, title in titles.items():
+        measured = times.get((what, name))
         if measured is None:
             continue
-        row = [one.title, f"{median(measured):.1f}", "", "", ""]
-        if base is not None and one.name != against:
-            over = [mine - other for mine, other in zip(measured, base, strict=True)]
-            ratios = [mine / other for mine, other in zip(measured, base, strict=True)]
-            row[2:] = [f"{median(over):+.1f}", f"x{median(ratios):.2f}", _quartiles(ratios)]
+        row = [title, f"{median(measured):.1f}", "", "", ""]
+        if (what, against.name) in times and name != against.name:
+            ratios = ratios_of(what, times, name, against.name)
+            over = median_over(what, times, name, against.name)
+            row[2:] = [f"{over:+.1f}", f"x{median(ratios):.2f}", _quartiles(ratios)]
         rows.append(row)
     return rows
+
+
+def ratios_of(what: str, times: Times, name: str, against: str) -> list[float]:
+    """How many times as long it took as the other one, round by round."""
+    return [mine / other for mine, other in zip(times[what, name], times[what, against], strict=True)]
+
+
+def differences_of(what: str, times: Times, name: str, against: str) -> list[float]:
+    """How much longer it took than the other one, in microseconds, round by round."""
+    return [mine - other for mine, other in zip(times[what, name], times[what, against], strict=True)]
+
+
+def median_ratio(what: str, times: Times, name: str, against: str) -> float:
+    return median(ratios_of(what, times, name, against))
+
+
+def median_over(what: str, times: Times, name: str, against: str) -> float:
+    return median(differences_of(what, times, name, against))
+
+
+def aim(title: str, measured: float, most: float, *, unit: str = "x{:.2f}") -> Row:
+    """A row of `aims`."""
+    return [title, unit.format(most), unit.format(measured), "yes" if measured <= most else "NO"]
+
+
+def aims(sections: Iterable[Section]) -> list[Row]:
+    return [["What is aimed at", "at most", "measured", "met"], *(row for one in sections for row in one.aims)]
 
 
 def _quartiles(ratios: Sequence[float]) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from time import perf_counter_ns, process_time_ns
 
 import imports
-from contenders import CONTENDERS, App, Contender, MissingError
+from contenders import BY_HAND, CONTENDERS, App, Contender, MissingError
 from database import Place, PlaceError, prepared
-from measuring import GarbageError, Held, Times, checked, counted, held, profiled, timed
-from report import machine, markdown_table, profile_table, promises, text_table, times_of, versions
+from measuring import GarbageError, Held, Times, checked, counted, held, profiled, requests, timed
+from report import Against, machine, markdown_table, profile_table, promises, text_table, times_of, versions
 
 VARIABLE = "TRANSEPT_BENCH_POSTGRES"
 USUAL = "postgresql://postgres@127.0.0.1:5432/postgres"
@@ -25,18 +25,21 @@ CLOCKS = {"wall": perf_counter_ns, "cpu": process_time_ns}
 
 PAGE = """# What it costs
 
-The last measured run, written by `python3 run.py bench --markdown docs/reference/cost.md`. How it is measured, and how
-to read it, is in [bench/README.md](../../bench/README.md).
+The last measured run, written by `python3 run.py bench request --markdown docs/reference/cost.md`. How it is
+measured, and how to read it, is in [bench/README.md](../../bench/README.md).
 """
 
 
 class Bench:
     """One run: the contenders that are there, what they keep, and their times."""
 
-    def __init__(self, options: argparse.Namespace, place: Place) -> None:
+    def __init__(
+        self, options: argparse.Namespace, place: Place, *, contenders: Sequence[Contender], hand: Contender
+    ) -> None:
         self.options = options
         self.place = place
-        self.contenders: list[Contender] = options.only or CONTENDERS
+        self.contenders = contenders
+        self.hand = hand
         self.apps: dict[tuple[str, str], App] = {}
         self.held: dict[str, Held] = {}
         self.left_out: dict[str, str] = {}
@@ -52,7 +55,8 @@ class Bench:
                     self.left_out[one.title] = f"DOES NOT WORK: {error!r}"
             before = {one.name: await self.place.rows(one.name) for one in self.contenders}
             options = self.options
-            times = await timed(self.apps, rounds=options.rounds, calls=options.calls, clock=CLOCKS[options.clock])
+            blocks = requests(self.apps, options.calls)
+            times = await timed(blocks, rounds=options.rounds, clock=CLOCKS[options.clock])
             for path, name in self.apps:
                 if path == "/write":
                     await self.count(name, before[name])
@@ -74,8 +78,12 @@ class Bench:
             raise GarbageError(f"{name} answered 201 to {told} requests, and the table has {rows} rows of them")
 
     def tables(self, times: Times) -> list[list[list[str]]]:
-        found = [times_of(path, times, self.contenders) for path in self.options.path]
+        titles = {one.name: one.title for one in self.contenders}
+        found = [times_of(path, times, titles=titles, against=self.against(path)) for path in self.options.path]
         return [*found, promises(self.held, self.contenders)]
+
+    def against(self, path: str) -> Against:
+        return Against("bare", "bare Starlette") if path == "/nodb" else Against(self.hand.name, "by hand")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -90,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
 async def compare(options: argparse.Namespace) -> int:
     async with prepared(options.url, options.pool) as place:
         print(f"{machine()}\n{versions(await place.server())}\n{amount(options)}", flush=True)
-        bench = Bench(options, place)
+        bench = Bench(options, place, contenders=options.only or CONTENDERS, hand=BY_HAND)
         times = await bench.run()
         for rows in bench.tables(times):
             print(f"\n{text_table(rows)}")
@@ -128,30 +136,39 @@ def amount(options: argparse.Namespace) -> str:
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     names = ", ".join(one.name for one in CONTENDERS)
     parser = argparse.ArgumentParser(prog="request.py", description=__doc__, epilog=f"Contenders: {names}.")
-    parser.add_argument("--rounds", type=positive, default=60, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--calls", type=positive, default=50, metavar="N", help="requests a round; default: %(default)s"
-    )
+    add_options(parser)
     parser.add_argument(
         "--only", action="append", type=contender, metavar="NAME", help="this contender; may be repeated"
     )
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: without what PostgreSQL takes")
     parser.add_argument("--path", action="append", choices=PATHS, help="this path; may be repeated")
-    parser.add_argument("--pool", type=positive, default=5, metavar="N", help="connections each; default: %(default)s")
-    parser.add_argument(
-        "--url", default=os.environ.get(VARIABLE, USUAL), help=f"PostgreSQL; default: {VARIABLE} or {USUAL}"
-    )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
     parser.add_argument(
         "--profile", nargs=2, metavar=("NAME", "PATH"), help="show what a contender's path spends time on"
     )
     options = parser.parse_args(arguments)
     options.path = [path for path in PATHS if path in (options.path or PATHS)]
-    if options.markdown is not None and not options.markdown.parent.is_dir():
-        parser.error(f"argument --markdown: there is no folder {options.markdown.parent}")
+    check_options(parser, options)
     if options.profile:
         options.profile = profile_of(parser, *options.profile)
     return options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What sql.py takes as well."""
+    parser.add_argument("--rounds", type=positive, default=60, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--calls", type=positive, default=50, metavar="N", help="requests a round; default: %(default)s"
+    )
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: without what PostgreSQL takes")
+    parser.add_argument("--pool", type=positive, default=5, metavar="N", help="connections each; default: %(default)s")
+    parser.add_argument(
+        "--url", default=os.environ.get(VARIABLE, USUAL), help=f"PostgreSQL; default: {VARIABLE} or {USUAL}"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.markdown is not None and not options.markdown.parent.is_dir():
+        parser.error(f"argument --markdown: there is no folder {options.markdown.parent}")
 
 
 def profile_of(parser: argparse.ArgumentParser, name: str, path: str) -> tuple[Contender, str]:

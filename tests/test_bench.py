@@ -21,6 +21,17 @@ TITLES = [
     "SQLSpec, asyncpg",
 ]
 
+SQL_AIMS = [
+    "one SELECT, asyncpg: as long as by hand",
+    "one INSERT, asyncpg: as long as by hand",
+    "A text that was seen before, sqlite3: over by hand",
+    "A text that was never seen, sqlite3: over by hand",
+    "20 tuples of sqlite3 to msgspec structs",
+    "20 records of asyncpg to msgspec structs",
+    "a stream of 3,000 rows, sqlite3: memory grows by",
+    "a stream of 3,000 rows, asyncpg: memory grows by",
+]
+
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCH / script), *arguments]
@@ -44,10 +55,47 @@ def test_transept_and_the_hand_keep_every_promise(postgres: Server) -> None:
     assert promises["SQLAlchemy by hand"] == promises["Transept, get_session()"] == ["yes", "yes", "yes"]
 
 
+def test_sql_first_sessions_are_measured_from_a_request_to_a_stream(postgres: Server, tmp_path: Path) -> None:
+    """Each aim has its line, on the page as in the terminal; whether it is met is not looked at here."""
+    page = tmp_path / "cost-sql.md"
+    few = ("--rounds", "1", "--calls", "2", "--rows", "20", "--streamed", "3000")
+    done = run("sql.py", *few, "--url", postgres.dsn, "--markdown", str(page))
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in (done.stdout, page.read_text("utf-8")):
+        assert [aim for aim in SQL_AIMS if aim not in text] == []
+        assert "SQLSpec" in text
+    assert postgres.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'transept_bench_%'") == []
+
+
+def test_sections_of_the_sql_measurement_can_be_asked_for(postgres: Server) -> None:
+    arguments = ("--only", "statements", "--rounds", "2", "--calls", "1", "--clock", "cpu", "--url", postgres.dsn)
+    done = run("sql.py", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sqlite3 by hand" in done.stdout
+    assert "asyncpg by hand" not in done.stdout
+
+
 def test_a_profile_names_the_gate(postgres: Server) -> None:
     done = run("request.py", "--profile", "transept", "/write", "--calls", "5", "--url", postgres.dsn)
     assert (done.returncode, done.stderr) == (0, "")
     assert "gate/asgi.py" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--only", "nothing"], "argument --only: invalid choice: 'nothing'"),
+        (["--streamed", "-1"], "argument --streamed: a whole number above 0 is needed, not '-1'"),
+        (["--markdown", "no/such/folder/cost.md"], "argument --markdown: there is no folder no/such/folder"),
+        (["--url", "postgresql://me:secret@127.0.0.1:1/x"], "no PostgreSQL at postgresql://me:***@127.0.0.1:1/x"),
+    ],
+)
+def test_a_bad_option_of_the_sql_measurement_is_named(arguments: list[str], complaint: str) -> None:
+    done = run("sql.py", *arguments)
+    assert done.returncode != 0
+    assert complaint in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
 
 
 @pytest.mark.parametrize(

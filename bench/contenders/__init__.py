@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 from database import Place
 from sqlalchemy import text
@@ -20,7 +20,21 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-__all__ = ["BY_HAND", "CONTENDERS", "Contender", "MissingError", "awaited", "nodb", "on_request", "routes"]
+__all__ = [
+    "ASYNCPG",
+    "BY_HAND",
+    "CONTENDERS",
+    "LIBRARIES",
+    "SQL_FIRST",
+    "Contender",
+    "Library",
+    "MissingError",
+    "awaited",
+    "imported",
+    "nodb",
+    "on_request",
+    "routes",
+]
 
 App = Callable[..., Awaitable[None]]
 Make = Callable[[Place, str], AbstractAsyncContextManager[App]]
@@ -47,13 +61,22 @@ class Contender:
         Raises:
             MissingError: what it needs is not installed.
         """
-        try:
-            version(self.package)
-        except PackageNotFoundError:
-            raise MissingError("not installed") from None
         module, _, function = self.made_by.partition(":")
-        make: Make = getattr(import_module(f"contenders.{module}"), function)
+        make: Make = getattr(imported(self.package, module), function)
         return make(place, self.name)
+
+
+def imported(package: str, module: str) -> Any:
+    """A module of this folder.
+
+    Raises:
+        MissingError: the package that it is about is not installed.
+    """
+    try:
+        version(package)
+    except PackageNotFoundError:
+        raise MissingError("not installed") from None
+    return import_module(f"contenders.{module}")
 
 
 BY_HAND = Contender("by-hand", "SQLAlchemy by hand", "sqlalchemy", "by_hand:by_hand")
@@ -73,6 +96,33 @@ CONTENDERS = [
     ),
     Contender("sqlspec", "SQLSpec, asyncpg", "sqlspec", "sqlspec:plugin"),
 ]
+
+ASYNCPG = Contender("asyncpg", "asyncpg by hand", "asyncpg", "raw:by_hand", paths=["/read", "/write"])
+
+SQL_FIRST = [
+    ASYNCPG,
+    Contender("transept", "Transept", "transept", "raw:through_transept", paths=["/read", "/write"]),
+    Contender(
+        "transept-nothing-saved",
+        "Transept, nothing saved",
+        "transept",
+        "raw:saving_nothing",
+        paths=["/read", "/write"],
+    ),
+    Contender("sqlspec", "SQLSpec", "sqlspec", "sqlspec:plugin", paths=["/read", "/write"]),
+]
+
+
+class Library(NamedTuple):
+    """Whose sessions are compared; `module` of this folder has `blocking_session`, `async_session` and `stream`."""
+
+    name: str
+    title: str
+    package: str
+    module: str
+
+
+LIBRARIES = [Library("transept", "Transept", "transept", "raw"), Library("sqlspec", "SQLSpec", "sqlspec", "sqlspec")]
 
 
 async def nodb(request: Request) -> Response:

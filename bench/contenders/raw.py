@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
+from typing import Any
 
 import asyncpg
 from database import Place
@@ -15,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from contenders import App, routes
 from transept import Registry
 from transept.adapters.asyncpg import AsyncpgConfig
+from transept.adapters.sqlite import SqliteConfig
 from transept.extensions.starlette import Transept
 
 
@@ -79,6 +81,30 @@ async def through_transept(place: Place, name: str, *, saves: bool = True) -> As
 
 def saving_nothing(place: Place, name: str) -> AbstractAsyncContextManager[App]:
     return through_transept(place, name, saves=False)
+
+
+@contextmanager
+def blocking_session() -> Iterator[Any]:
+    """On an empty SQLite in memory, in a transaction."""
+    registry = Registry([SqliteConfig(pool_config={"database": ":memory:"})])
+    with registry.provide_session() as session:
+        session.begin()
+        yield session
+    registry.get_config().close_pool()
+
+
+@asynccontextmanager
+async def async_session(url: str) -> AsyncIterator[Any]:
+    """On asyncpg, in a transaction."""
+    registry = Registry([AsyncpgConfig(pool_config={"dsn": url})])
+    async with registry.provide_session() as session:
+        await session.begin()
+        yield session
+    await registry.close_all_pools()
+
+
+def stream(session: Any, sql: str, count: int) -> Any:
+    return session.stream(sql, count, chunk_size=1000)
 
 
 def numbered(place: Place) -> list[str]:
