@@ -75,6 +75,14 @@ def test_sections_of_the_sql_measurement_can_be_asked_for(postgres: Server) -> N
     assert "asyncpg by hand" not in done.stdout
 
 
+def test_options_for_the_measurements_need_to_know_which_one() -> None:
+    """They have different ones, and each writes a page of its own."""
+    command = [sys.executable, str(BENCH.parent / "run.py"), "bench", "--rounds", "3"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=50, check=False)
+    told = "run.py: bench needs a name before '--rounds'; there are request, sql\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
 def test_a_profile_names_the_gate(postgres: Server) -> None:
     done = run("request.py", "--profile", "transept", "/write", "--calls", "5", "--url", postgres.dsn)
     assert (done.returncode, done.stderr) == (0, "")
