@@ -66,6 +66,7 @@ from transept.unit import Unit
 
 if TYPE_CHECKING:
     from transept.alchemy import DBConnect
+    from transept.sql.values import Json
 
 __all__ = [
     "ASGIHTTPDBSessionMiddleware",
@@ -85,6 +86,7 @@ __all__ = [
     "ForeignKeyViolationError",
     "ImproperConfigurationError",
     "IntegrityError",
+    "Json",
     "LockTimeoutError",
     "MultipleResultsFoundError",
     "NotFoundError",
@@ -140,4 +142,8 @@ def __getattr__(name: str) -> Any:
         from transept.alchemy import DBConnect
 
         return DBConnect
+    if name == "Json":
+        from transept.sql.values import Json
+
+        return Json
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

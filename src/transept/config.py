@@ -62,7 +62,7 @@ Empty: Final = EmptyType.EMPTY
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
 def configuration(cls: type[C]) -> type[C]:
     """A dataclass of keywords whose unknown ones are refused with the nearest known one; equal only to itself."""
-    made = dataclasses.dataclass(kw_only=True, eq=False)(cls)
+    made = dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
     init: Callable[..., None] = made.__init__
     setattr(made, "__init__", strict(init))  # noqa: B010 - an assignment would be refused by one type checker of two
     return made
@@ -212,6 +212,10 @@ class DatabaseSettings:
         checked("keep_transaction_for_body", self.keep_transaction_for_body, bool, owner)
         self.policy = Policy.of(self.commit_mode, self.extra_commit_statuses, self.extra_rollback_statuses)
         self._source: Callable[[Any], Any] | None = None
+
+    def __repr__(self) -> str:
+        """Without what may hold a password."""
+        return f"<{type(self).__name__} {self.bind_key!r}>"
 
     @property
     def key(self) -> str:

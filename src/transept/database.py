@@ -20,6 +20,7 @@ from transept.policy import Policy
 
 __all__ = [
     "Adopts",
+    "Connects",
     "Database",
     "Databases",
     "Gives",
@@ -186,7 +187,7 @@ class Sourced(Protocol):
 
         It is called with the unit's `hooks` for each session, and returns what that family of databases asks for a
         connection: over SQLAlchemy, a function that takes an `Engine` and returns the one to connect with instead; of
-        a raw driver, a `transept.sql.session.Linker`. Sessions that are open already keep what they have.
+        a raw driver, a `transept.sql.link.Linker`. Sessions that are open already keep what they have.
         """
         ...
 
@@ -214,6 +215,19 @@ class HasConnection(Protocol):
 
     @property
     def connection(self) -> Any: ...
+
+
+class HasTypedConnection(Protocol[S_co]):
+    """A handle, for type checkers: what its connection is."""
+
+    @property
+    def connection(self) -> S_co: ...
+
+
+class Connects(Protocol[S_co]):
+    """A raw database, for type checkers: what kind of connection it gives."""
+
+    def open(self, hooks: Any, reads_only: bool) -> HasTypedConnection[S_co]: ...
 
 
 class HasSession(Protocol[S_co]):

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 from transept.context import LOOP
-from transept.database import Database, Databases, Gives
+from transept.database import Connects, Database, Databases, Gives
 from transept.errors import ImproperConfigurationError
 from transept.lifecycle import stop_all
 from transept.transaction import new_unit_of_work
@@ -65,7 +65,7 @@ class Registry(Databases):
     @overload
     def provide_session(self, config: Gives[S]) -> OwnUnit[S]: ...
     @overload
-    def provide_session(self, config: str | None = None) -> OwnUnit[Any]: ...
+    def provide_session(self, config: Database | str | None = None) -> OwnUnit[Any]: ...
     def provide_session(self, config: Any = None) -> OwnUnit[Any]:
         """A session in a unit of work of its own: ``async with``, or ``with`` for a blocking database.
 
@@ -73,6 +73,10 @@ class Registry(Databases):
         """
         return OwnUnit(self._found(config), connection=False)
 
+    @overload
+    def provide_connection(self, config: Connects[S]) -> OwnUnit[S]: ...
+    @overload
+    def provide_connection(self, config: Database | str | None = None) -> OwnUnit[Any]: ...
     def provide_connection(self, config: Any = None) -> OwnUnit[Any]:
         """As `provide_session`, for the driver's connection."""
         return OwnUnit(self._found(config), connection=True)
@@ -86,9 +90,14 @@ class Registry(Databases):
         await stop_all(list(self), LOOP)
 
     def _found(self, config: Any) -> Database:
-        if config is not None and not isinstance(config, str) and config not in self:
-            self.add_config(config)
-        return self.get(config)
+        """A config that was never added is, unless its name is taken; it is used all the same."""
+        if config is None or isinstance(config, str) or config in self:
+            return self.get(config)
+        if getattr(config, "key", None) in self.configs:
+            found: Database = config
+            return found
+        added: Database = self.add_config(config)
+        return added
 
 
 class OwnUnit(Generic[S]):

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, overload
 
 from transept._bridge import is_async
 from transept.block import INNERMOST, Block
-from transept.database import Adopts, Database, Databases, Gives, Handle, HasConnection, must_prepare
+from transept.database import Adopts, Connects, Database, Databases, Gives, Handle, HasConnection, must_prepare
 from transept.errors import CommitFailed, OutsideScope, UsageError, inside_a_block
 from transept.hooks import Hook, Hooks
 from transept.settling import Host, Keeps, Leaf, Part, Settled, Settling, Spare
@@ -90,6 +90,10 @@ class Unit:
             handle = self._open(found)
         return handle.session
 
+    @overload
+    def connection(self, database: Connects[S]) -> S: ...
+    @overload
+    def connection(self, database: Database | str | None = None) -> Any: ...
     def connection(self, database: Any = None) -> Any:
         """The driver's connection in the unit, the same object each time: a handle that connects at first use.
 

@@ -498,14 +498,12 @@ async def test_what_the_apps_own_callbacks_set_is_as_with_asyncpg(own: Own) -> N
     assert calls == ["init", *["setup", "reset"] * 3]
 
 
-async def test_temporary_tables_end_the_bare_reads_of_their_connection(own: Own) -> None:
-    own.look.execute(
-        "CREATE FUNCTION seen() RETURNS int LANGUAGE plpgsql AS $$ BEGIN INSERT INTO own VALUES (1); RETURN 1; END $$"
-    )
+async def test_temporary_tables_and_roles_end_with_their_request(own: Own) -> None:
     async with Client(own.config()) as client:
         await client.ask("CREATE TEMP TABLE own (v int)")
-        await client.ask_anew("SELECT seen()", status=400)
-        assert await client.ask("SELECT count(*) FROM own") == [[0]]
+        assert await client.ask("SELECT to_regclass('pg_temp.own')::text") == [[None]]
+        await client.ask("SET ROLE pg_monitor")
+        assert await client.ask("SELECT current_user = session_user") == [[True]]
 
 
 # when things go wrong

@@ -624,7 +624,7 @@ async def an_exhausted_pool_does_not_stop_requests_without_a_database(world: Wor
     release = asyncio.Event()
 
     async def holder(ctx: Context) -> Answer:
-        await ctx.value("SELECT 1")
+        await ctx.value("SELECT count(*) FROM held" if "saves" not in world.can else "SELECT 1 FOR UPDATE")
         await release.wait()
         return Answer(200)
 
@@ -1090,7 +1090,7 @@ async def settling_a_blocking_session_leaves_the_loop_free(world: World) -> None
 
 @case("L6", "async", "blocking")
 async def a_blocking_session_in_a_coroutine_works_and_warns_once(world: World) -> None:
-    call = "session.connection()" if "nested" in world.can else "session.execute('SELECT 1')"
+    call = "session.connection()" if "flush" in world.can else "session.execute('SELECT 1')"
     site = compile(call, f"site {next(numbers)}", "eval")
 
     async def handler(ctx: Context) -> Answer:
@@ -1106,7 +1106,7 @@ async def a_blocking_session_in_a_coroutine_works_and_warns_once(world: World) -
     assert [one.category for one in caught if one.filename == site.co_filename] == [BlockingCallWarning]
 
 
-@case("L6", "async", "blocking", "nested")
+@case("L6", "async", "blocking", lacks=("saves",))
 async def a_blocking_session_never_waits_for_the_pool_on_the_loop(world: World) -> None:
     database = world.database()
     release = threading.Event()
@@ -1132,7 +1132,7 @@ async def a_blocking_session_never_waits_for_the_pool_on_the_loop(world: World) 
 # L7: several databases end together
 
 
-@case("L7", "aborts", "nested")
+@case("L7", "aborts", "flush")
 async def what_a_flush_refuses_is_known_before_the_first_commit(world: World) -> None:
     world.database()
     world.database(bind_key="second")
@@ -1325,6 +1325,139 @@ async def a_block_commits_on_a_clean_exit_and_rolls_back_on_an_error(world: Worl
     with suppress(Boom):
         await off_the_loop(world, write(2, fail=True))
     assert world.held() == [1]
+
+
+# Saved round trips: what a lone read must not do, and what must not reach the next request
+
+NOTE = """
+CREATE FUNCTION contract_note() RETURNS integer LANGUAGE plpgsql AS 'BEGIN INSERT INTO held VALUES (9); RETURN 9; END';
+CREATE VIEW contract_view AS SELECT contract_note() AS v;
+"""
+TENANT = """
+CREATE FUNCTION contract_tenant() RETURNS text LANGUAGE sql AS $$ SELECT set_config('contract.tenant', 'one', false) $$;
+CREATE VIEW contract_view AS SELECT contract_tenant() AS v;
+"""
+NEWS = """
+CREATE FUNCTION contract_news() RETURNS text LANGUAGE sql AS $$ SELECT pg_notify('contract', 'news')::text $$;
+CREATE VIEW contract_view AS SELECT contract_news() AS v;
+"""
+LOCK = """
+CREATE FUNCTION contract_lock() RETURNS text LANGUAGE sql AS $$ SELECT pg_advisory_lock(42)::text $$;
+CREATE VIEW contract_view AS SELECT contract_lock() AS v;
+"""
+GONE = """
+DROP VIEW IF EXISTS contract_view;
+DROP FUNCTION IF EXISTS contract_note, contract_tenant, contract_news, contract_lock;
+"""
+
+
+@case("L4", "saves")
+async def a_lone_read_takes_no_transaction_and_holds_no_connection(world: World) -> None:
+    alone: list[Any] = []
+
+    async def handler(ctx: Context) -> Answer:
+        alone.append(await ctx.value("SELECT now()") == await ctx.value("SELECT now()"))
+        alone.append(world.family.checked_out(world.databases[0]))
+        return Answer(200)
+
+    assert (await world.request(handler, method="GET")).status == 200
+    assert alone == [False, 0], "both were one transaction"
+
+
+@case("L3", "saves")
+async def each_saving_can_be_switched_off(world: World) -> None:
+    world.database(bare_reads=False, skip_reset=False)
+    alone: list[Any] = []
+
+    async def handler(ctx: Context) -> Answer:
+        alone.append(await ctx.value("SELECT now()") == await ctx.value("SELECT now()"))
+        alone.append(world.family.checked_out(world.databases[0]))
+        return Answer(200)
+
+    assert (await world.request(handler, method="GET")).status == 200
+    assert alone == [True, 1]
+
+
+@case("L3", "saves")
+async def a_view_that_writes_is_kept_or_not_by_the_status(world: World) -> None:
+    async def ask(status: int) -> None:
+        async def handler(ctx: Context) -> Answer:
+            assert await ctx.value("SELECT v FROM contract_view") == 9
+            return Answer(status)
+
+        assert (await world.request(handler, method="GET")).status == status
+
+    with world.engine.code(NOTE, GONE):
+        await ask(400)
+        assert world.held() == []
+        await ask(200)
+        assert world.held() == [9]
+
+
+@case("L3", "saves")
+async def what_a_function_sets_does_not_reach_the_next_request(world: World) -> None:
+    seen: list[Any] = []
+
+    async def sets(ctx: Context) -> Answer:
+        seen.append(await ctx.value("SELECT v FROM contract_view"))
+        return Answer(200)
+
+    async def looks(ctx: Context) -> Answer:
+        seen.append(await ctx.value("SELECT coalesce(current_setting('contract.tenant', true), '')"))
+        return Answer(200)
+
+    with world.engine.code(TENANT, GONE):
+        for handler in (sets, looks, sets, looks):
+            assert (await world.request(handler, method="GET")).status == 200
+    assert seen == ["one", "", "one", ""]
+
+
+@case("L3", "saves")
+async def a_refused_request_notifies_nobody(world: World) -> None:
+    async def ask(status: int) -> None:
+        async def handler(ctx: Context) -> Answer:
+            await ctx.value("SELECT v FROM contract_view")
+            await ctx.run("NOTIFY contract, 'by name'")
+            return Answer(status)
+
+        assert (await world.request(handler, method="GET")).status == status
+
+    with world.engine.code(NEWS, GONE), world.engine.listening("contract") as heard:
+        await ask(400)
+        assert heard() == []
+        await ask(200)
+        assert heard() == ["news", "by name"]
+
+
+@case("L4", "saves")
+async def no_lock_is_held_after_the_request_that_took_it(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        await ctx.value("SELECT v FROM contract_view")
+        await ctx.value("SELECT pg_advisory_lock(43)")
+        assert world.engine.advisory_locks() == 2
+        return Answer(200)
+
+    with world.engine.code(LOCK, GONE):
+        assert (await world.request(handler, method="GET")).status == 200
+        assert world.engine.advisory_locks() == 0
+
+
+@case("L3", "saves")
+async def rows_that_are_read_for_update_stay_locked_until_the_end(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        assert await ctx.value("SELECT v FROM held FOR UPDATE") == 1
+        assert not world.engine.can_lock("held")
+        await ctx.run("UPDATE held SET v = v + 1")
+        return Answer(200)
+
+    async def fill(ctx: Context) -> Answer:
+        await ctx.insert(1)
+        return Answer(201)
+
+    await world.request(fill)
+    assert (await world.request(handler)).status == 200
+    assert world.engine.can_lock("held")
+    assert world.held() == [2]
 
 
 @case("L4", "websocket", "awaiting")

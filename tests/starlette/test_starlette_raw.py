@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -820,7 +819,7 @@ def test_an_app_starts_without_its_folder_and_heals_when_there_is_one(driver: st
     folder = tmp_path / "later"
     make = partial(config_class(driver), pool_config={"database": str(folder / "app.db"), "min_size": 1})
     eager, _ = app_of(make(eager=True), work)
-    with pytest.raises(sqlite3.OperationalError, match="unable to open"), TestClient(eager):
+    with pytest.raises(DatabaseUnavailable, match="unable to open"), TestClient(eager):
         pass
     app, _ = app_of(make(), work)
     with TestClient(app) as client:

@@ -59,6 +59,6 @@ app.dependency_overrides[db.provide_session()] = lambda: None
 
 
 def refused() -> None:
-    db.provide_session(1)  # type: ignore[arg-type]
+    db.provide_session(1)  # type: ignore[call-overload]
     db.provide_async_session("a", "b")  # type: ignore[call-arg]
     Transept("sqlite://", app)  # type: ignore[arg-type]

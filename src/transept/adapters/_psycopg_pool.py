@@ -127,7 +127,6 @@ class PooledSession(Session):
     def __init__(self, savings: Savings) -> None:
         super().__init__(savings)
         self.out = False
-        self.used = False
 
 
 class Pool:
@@ -177,10 +176,10 @@ class Pool:
         arguments = {"name": self.key, "timeout": self._seconds, **self._arguments, "configure": self._configured()}
         return self._colour.pool(self, open=False, **arguments)
 
-    async def start(self) -> None:
-        """Open it; that a database is down is an error only with ``eager=True``."""
+    async def warm(self, *, eager: bool) -> None:
+        """Open it; its own workers make the connections. With `eager`, wait for one."""
         await self.opened()
-        if self._config.eager:
+        if eager:
             await (await self.link("the start of the app")).release()
 
     async def close(self) -> None:

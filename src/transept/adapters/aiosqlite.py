@@ -22,6 +22,7 @@ from transept.sql.kinds import Kind
 from transept.sql.lite import LiteSettings
 from transept.sql.pool import AsyncPool
 from transept.sql.result import Result
+from transept.sql.settings import AsyncSettings
 from transept.sql.tokens import split
 
 __all__ = ["AiosqliteConfig"]
@@ -36,7 +37,7 @@ logger = logging.getLogger("transept")
 
 
 @configuration
-class AiosqliteConfig(LiteSettings):
+class AiosqliteConfig(AsyncSettings, LiteSettings):
     """A SQLite database through aiosqlite; the settings of `DriverSettings`.
 
     Args:
@@ -47,7 +48,6 @@ class AiosqliteConfig(LiteSettings):
     The pool is Transept's, one for each event loop, and closed at shutdown or with its loop.
     """
 
-    blocking: ClassVar[bool] = False
     driver_connection: ClassVar[type] = aiosqlite.Connection
 
     def __post_init__(self) -> None:
@@ -55,7 +55,6 @@ class AiosqliteConfig(LiteSettings):
         self._chunk_size = self._options.pop("iter_chunk_size", 64)
         self._pool_settings()
         self._pools = PerLoop(self._new_pool, _close_pool)
-        self._one_connects = threading.Lock()
 
     @classmethod
     def pool_options(cls) -> frozenset[str]:
@@ -67,17 +66,8 @@ class AiosqliteConfig(LiteSettings):
     async def link(self, holder: str) -> AiosqliteLink:
         return await self._pools.get().acquire(holder)
 
-    async def start(self) -> None:
-        """Connect as much as the settings say; that a file cannot be opened is an error only with ``eager=True``."""
-        pool = self._pools.get()
-        wanted = max(self._min_size, 1 if self.eager else 0)
-        try:
-            if wanted:
-                await pool.warm(wanted)
-        except Exception as error:
-            if self.eager or self.fault_of(error) is None:
-                raise
-            logger.warning("database %r cannot be reached yet: %r", self.key, error)
+    async def _warm(self, connections: int) -> None:
+        await self._pools.get().warm(connections)
 
     async def stop(self) -> None:
         await self._pools.close()
@@ -101,8 +91,7 @@ class AiosqliteConfig(LiteSettings):
         unwanted = threading.Event()
 
         def connected() -> sqlite3.Connection:
-            with self._one_connects:  # the first one makes the database in memory
-                made.append(self._connected())
+            made.append(self._connected())
             if unwanted.is_set():
                 made[0].close()
             return made[0]
@@ -337,7 +326,8 @@ def _run(raw: sqlite3.Connection, sql: str, values: Sequence[Any]) -> Result:
     cursor = raw.execute(sql, values)
     if cursor.description is None:
         return Result((), (), cursor.rowcount, cursor.lastrowid)
-    return Result(tuple([column[0] for column in cursor.description]), cursor.fetchall(), cursor.rowcount)
+    rows = cursor.fetchall()
+    return Result(cursor.description, rows, len(rows))
 
 
 def _roll_back(raw: sqlite3.Connection) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from typing import Any, ClassVar
 
 import asyncmy
@@ -15,14 +14,13 @@ from transept.config import configuration
 from transept.sql.faults import Fault, of_mysql
 from transept.sql.mysql import NOT_OPTIONS, MySQLLink, MySQLSettings
 from transept.sql.pool import AsyncPool
+from transept.sql.settings import AsyncSettings
 
 __all__ = ["AsyncmyConfig"]
 
-logger = logging.getLogger("transept")
-
 
 @configuration
-class AsyncmyConfig(MySQLSettings):
+class AsyncmyConfig(AsyncSettings, MySQLSettings):
     """A MySQL or MariaDB database through asyncmy; the settings of `DriverSettings`.
 
     Args:
@@ -34,7 +32,6 @@ class AsyncmyConfig(MySQLSettings):
     that it finds, not only those that it changes, as on other databases.
     """
 
-    blocking: ClassVar[bool] = False
     driver_connection: ClassVar[type] = Connection
 
     def __post_init__(self) -> None:
@@ -53,18 +50,11 @@ class AsyncmyConfig(MySQLSettings):
         link.taken()
         return link
 
-    async def start(self) -> None:
-        """Connect as much as the settings say; that a database is down is an error only with ``eager=True``."""
+    async def _warm(self, connections: int) -> None:
         pool = self._pools.get()
-        wanted = self._wanted()
         self._warming = True
         try:
-            if wanted:
-                await pool.warm(wanted)
-        except Exception as error:
-            if self.eager or self.fault_of(error) is None:
-                raise
-            logger.warning("database %r cannot be reached yet: %r", self.key, error)
+            await pool.warm(connections)
         finally:
             self._warming = False
 

@@ -18,9 +18,9 @@ from transept.errors import CommitFailed, PoolTimeout
 from transept.sql.faults import Fault, of_asyncpg
 from transept.sql.holders import Holders
 from transept.sql.kinds import Kind, kind_of
-from transept.sql.postgres import NATIVES, Savings, Session, decode_json, encode_json
+from transept.sql.postgres import NATIVES, WHO_AND_TEMP, Savings, Session, decode_json, encode_json
 from transept.sql.result import Result
-from transept.sql.settings import DriverSettings
+from transept.sql.settings import AsyncSettings
 from transept.sql.statement import Notation
 from transept.sql.values import ASYNCPG_TYPES, Table
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("transept")
 
 
 @configuration
-class AsyncpgConfig(DriverSettings):
+class AsyncpgConfig(AsyncSettings):
     """A PostgreSQL database through asyncpg and its own pool; the settings of `DriverSettings`, and two more.
 
     Args:
@@ -49,7 +49,6 @@ class AsyncpgConfig(DriverSettings):
     skip_reset: bool = True
 
     dialect: ClassVar[str] = "postgresql"
-    blocking: ClassVar[bool] = False
     notation: ClassVar[Notation] = Notation("postgresql", own="numeric", out="numeric")
     natives: ClassVar[frozenset[type]] = NATIVES
     adapts: ClassVar[Table] = ASYNCPG_TYPES
@@ -73,8 +72,8 @@ class AsyncpgConfig(DriverSettings):
     async def link(self, holder: str) -> AsyncpgLink:
         return await self._pools.get().link(holder)
 
-    async def start(self) -> None:
-        await self._pools.get().start()
+    async def _warm(self, connections: int) -> None:
+        await self._pools.get().warm(connections)
 
     async def stop(self) -> None:
         await self._pools.close()
@@ -122,21 +121,15 @@ class LoopPool:
                     self._config._announce(self._pool)
         return self._pool
 
-    async def start(self) -> None:
-        """Connect as much as the settings say; that a database is down is an error only with ``eager=True``."""
+    async def warm(self, connections: int) -> None:
         pool = await self.opened()
-        wanted = max(self._min_size, 1 if self._config.eager else 0)
-        if not wanted:
-            return
-        taken = await asyncio.gather(*(pool.acquire() for _ in range(wanted)), return_exceptions=True)
+        taken = await asyncio.gather(*(pool.acquire() for _ in range(connections)), return_exceptions=True)
         failures = [one for one in taken if isinstance(one, BaseException)]
         for one in taken:
             if not isinstance(one, BaseException):
                 await pool.release(one)
-        if failures and self._config.eager:
-            raise failures[0]
         if failures:
-            logger.warning("database %r cannot be reached yet: %r", self._config.key, failures[0])
+            raise failures[0]
 
     async def link(self, holder: str) -> AsyncpgLink:
         while True:
@@ -148,7 +141,6 @@ class LoopPool:
         pool = self._pool or await self.opened()
         ours = OURS.set(True)
         try:
-            connects = pool.get_size()
             if pool.get_idle_size():
                 connection = await pool.acquire()
             else:
@@ -159,9 +151,12 @@ class LoopPool:
             raise PoolTimeout(self._config.key, self._config.pool_timeout, self.holders.since()) from error
         finally:
             OURS.reset(ours)
+        session = self._sessions.get(connection.get_server_pid())
+        if session is None:  # it died between the pool and here
+            session = Session(self.savings)
         self.holders.took(connection, holder)
-        session = self._sessions[connection.get_server_pid()]
-        return AsyncpgLink(self, connection, session, fresh=pool.get_size() > connects)
+        fresh, session.used = not session.used, True
+        return AsyncpgLink(self, connection, session, fresh=fresh)
 
     async def release(self, connection: Any) -> None:
         self.holders.gave_back(connection)
@@ -210,7 +205,8 @@ class LoopPool:
     async def _reset(self, connection: Any) -> None:
         session = self._sessions.get(connection.get_server_pid())
         if session is None or session.needs_reset() or self._users_setup is not None:
-            await connection.execute(connection.get_reset_query())
+            query = connection.get_reset_query()
+            await connection.execute(f"{query}\n{WHO_AND_TEMP}" if query else "")
         if self._users_reset is not None:
             await self._users_reset(connection)
 

@@ -22,7 +22,7 @@ from transept.config import checked, configuration
 from transept.errors import ImproperConfigurationError
 from transept.sql.faults import Fault, of_psycopg
 from transept.sql.postgres import NATIVES, Savings, encode_json
-from transept.sql.settings import DriverSettings
+from transept.sql.settings import AsyncSettings, BlockingSettings, DriverSettings
 from transept.sql.statement import Notation
 from transept.sql.values import Json, Table
 
@@ -79,8 +79,8 @@ class PsycopgSettings(DriverSettings):
     async def link(self, holder: str) -> PsycopgLink:
         return await self._own_pool().link(holder)
 
-    async def start(self) -> None:
-        await self._own_pool().start()
+    async def _warm(self, connections: int) -> None:
+        await self._own_pool().warm(eager=self.eager)
 
     def _new_pool(self) -> Pool:
         return Pool(self, self.colour, savings=self._savings, arguments=self._arguments)
@@ -90,7 +90,7 @@ class PsycopgSettings(DriverSettings):
 
 
 @configuration
-class PsycopgAsyncConfig(PsycopgSettings):
+class PsycopgAsyncConfig(AsyncSettings, PsycopgSettings):
     """A PostgreSQL database through async psycopg and its pool; the settings of `DriverSettings`, and two more.
 
     Args:
@@ -105,7 +105,6 @@ class PsycopgAsyncConfig(PsycopgSettings):
     The pool is made at first use, or at start-up, one for each event loop, and closed at shutdown or with its loop.
     """
 
-    blocking: ClassVar[bool] = False
     driver_connection: ClassVar[type] = psycopg.AsyncConnection
     colour: ClassVar[Colour] = AWAITED
 
@@ -129,13 +128,12 @@ class PsycopgAsyncConfig(PsycopgSettings):
 
 
 @configuration
-class PsycopgSyncConfig(PsycopgSettings):
+class PsycopgSyncConfig(BlockingSettings, PsycopgSettings):
     """A PostgreSQL database through psycopg and its pool, for blocking code; as `PsycopgAsyncConfig`.
 
     The pool, which has threads of its own, is made at first use, or at start-up, and closed at shutdown.
     """
 
-    blocking: ClassVar[bool] = True
     driver_connection: ClassVar[type] = psycopg.Connection
     colour: ClassVar[Colour] = BLOCKING
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from typing import Any, ClassVar
 
 import pymysql
@@ -14,14 +13,13 @@ from transept.config import configuration
 from transept.sql.faults import Fault, of_mysql
 from transept.sql.mysql import NOT_OPTIONS, MySQLLink, MySQLSettings
 from transept.sql.pool import ThreadPool
+from transept.sql.settings import BlockingSettings
 
 __all__ = ["PyMysqlConfig"]
 
-logger = logging.getLogger("transept")
-
 
 @configuration
-class PyMysqlConfig(MySQLSettings):
+class PyMysqlConfig(BlockingSettings, MySQLSettings):
     """A MySQL or MariaDB database through PyMySQL, for blocking code; the settings of `DriverSettings`.
 
     Args:
@@ -33,7 +31,6 @@ class PyMysqlConfig(MySQLSettings):
     databases.
     """
 
-    blocking: ClassVar[bool] = True
     driver_connection: ClassVar[type] = Connection
 
     def __post_init__(self) -> None:
@@ -52,18 +49,11 @@ class PyMysqlConfig(MySQLSettings):
         link.taken()
         return link
 
-    async def start(self) -> None:
-        """Connect as much as the settings say; that a database is down is an error only with ``eager=True``."""
+    async def _warm(self, connections: int) -> None:
         self._announce(self._pool)
-        wanted = self._wanted()
         self._warming = True
         try:
-            if wanted:
-                self._pool.warm(wanted)
-        except Exception as error:
-            if self.eager or self.fault_of(error) is None:
-                raise
-            logger.warning("database %r cannot be reached yet: %r", self.key, error)
+            self._pool.warm(connections)
         finally:
             self._warming = False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,15 +13,14 @@ from transept.sql.kinds import Kind
 from transept.sql.lite import LiteSettings
 from transept.sql.pool import ThreadPool
 from transept.sql.result import Result
+from transept.sql.settings import BlockingSettings
 from transept.sql.tokens import split
 
 __all__ = ["SqliteConfig"]
 
-logger = logging.getLogger("transept")
-
 
 @configuration
-class SqliteConfig(LiteSettings):
+class SqliteConfig(BlockingSettings, LiteSettings):
     """A SQLite database, for blocking code; the settings of `DriverSettings`.
 
     Args:
@@ -31,7 +29,6 @@ class SqliteConfig(LiteSettings):
             lives until it is stopped and that all threads share.
     """
 
-    blocking: ClassVar[bool] = True
     driver_connection: ClassVar[type] = sqlite3.Connection
 
     def __post_init__(self) -> None:
@@ -44,17 +41,9 @@ class SqliteConfig(LiteSettings):
     async def link(self, holder: str) -> SqliteLink:
         return self._pool.acquire(holder)
 
-    async def start(self) -> None:
-        """Connect as much as the settings say; that a file cannot be opened is an error only with ``eager=True``."""
+    async def _warm(self, connections: int) -> None:
         self._announce(self._pool)
-        wanted = max(self._min_size, 1 if self.eager else 0)
-        try:
-            if wanted:
-                self._pool.warm(wanted)
-        except Exception as error:
-            if self.eager or self.fault_of(error) is None:
-                raise
-            logger.warning("database %r cannot be reached yet: %r", self.key, error)
+        self._pool.warm(connections)
 
     async def stop(self) -> None:
         self.close_pool()
@@ -96,7 +85,8 @@ class SqliteLink:
         cursor = self.connection.execute(sql, values)
         if cursor.description is None:
             return Result((), (), cursor.rowcount, cursor.lastrowid)
-        return Result(cursor.description, cursor.fetchall(), cursor.rowcount)
+        rows = cursor.fetchall()
+        return Result(cursor.description, rows, len(rows))
 
     async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
         return self.connection.executemany(sql, sets).rowcount

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
-from transept.database import Database, Databases
+from transept.database import Connects, Database, Databases, Gives
 from transept.extensions.starlette import (
     Extension,
     add_starlette_http_db_session_middleware,
@@ -38,6 +38,7 @@ __all__ = [
 add_fastapi_http_db_session_middleware = add_starlette_http_db_session_middleware
 fastapi_http_db_session_middleware = starlette_http_db_session_middleware
 
+S = TypeVar("S")
 Dependency = Callable[..., Coroutine[Any, Any, Any]]
 
 
@@ -67,15 +68,23 @@ class Transept(Extension):
         super().__init__(config, app)
         self._dependencies: dict[Any, Dependency] = {}
 
+    @overload
+    def provide_session(self, key: Gives[S]) -> Callable[[HTTPConnection], Coroutine[Any, Any, S]]: ...
+    @overload
     def provide_session(
         self, key: Database | str | None = None
-    ) -> Callable[[HTTPConnection], Coroutine[Any, Any, Any]]:
+    ) -> Callable[[HTTPConnection], Coroutine[Any, Any, Any]]: ...
+    def provide_session(self, key: Any = None) -> Callable[[HTTPConnection], Coroutine[Any, Any, Any]]:
         """A dependency: what `get_session` returns for the request."""
         return self._dependency(self.get_config, key, self._session_of)
 
+    @overload
+    def provide_connection(self, key: Connects[S]) -> Callable[[HTTPConnection], Coroutine[Any, Any, S]]: ...
+    @overload
     def provide_connection(
         self, key: Database | str | None = None
-    ) -> Callable[[HTTPConnection], Coroutine[Any, Any, Any]]:
+    ) -> Callable[[HTTPConnection], Coroutine[Any, Any, Any]]: ...
+    def provide_connection(self, key: Any = None) -> Callable[[HTTPConnection], Coroutine[Any, Any, Any]]:
         """A dependency: what `get_connection` returns for the request."""
         return self._dependency(self.get_config, key, self._connection_of)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
-from weakref import ref
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+from weakref import WeakKeyDictionary, ref
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask, BackgroundTasks
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from transept._bridge import is_async
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
 from transept.context import CURRENT, LOOP, NamedScope
-from transept.database import Database, Databases, Pooled
+from transept.database import Connects, Database, Databases, Gives, Pooled
 from transept.errors import ImproperConfigurationError, OutsideScope
 from transept.gate.answer import answer_to
 from transept.gate.asgi import ASGIGate, ASGIHTTPDBSessionMiddleware, unit_scope
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from transept.alchemy import DBConnect, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
+
+S = TypeVar("S")
 
 __all__ = [
     "AsyncSessionConfig",
@@ -140,7 +143,11 @@ class Extension:
 
     # Sessions of a request.
 
-    def get_session(self, request: HTTPConnection, key: Database | str | None = None) -> Any:
+    @overload
+    def get_session(self, request: HTTPConnection, key: Gives[S]) -> S: ...
+    @overload
+    def get_session(self, request: HTTPConnection, key: Database | str | None = None) -> Any: ...
+    def get_session(self, request: HTTPConnection, key: Any = None) -> Any:
         """The request's session of this database, the same object each time, also on ``request.state``.
 
         It takes a connection with its first statement, is settled before the response is passed on, and is over when
@@ -152,7 +159,11 @@ class Extension:
         """
         return self._session(request, self._registry.get(key))
 
-    def get_connection(self, request: HTTPConnection, key: Database | str | None = None) -> Any:
+    @overload
+    def get_connection(self, request: HTTPConnection, key: Connects[S]) -> S: ...
+    @overload
+    def get_connection(self, request: HTTPConnection, key: Database | str | None = None) -> Any: ...
+    def get_connection(self, request: HTTPConnection, key: Any = None) -> Any:
         """The driver's connection of a raw database in this request, a handle that connects at first use.
 
         It has `commit`, `rollback`, `cursor` and `execute` on each driver, and passes all else on. Settled with the
@@ -395,19 +406,25 @@ def _install(app: Starlette, registry: Databases, before_commit: BeforeCommit | 
 
     @asynccontextmanager
     async def lifespan(started: Any) -> AsyncIterator[Any]:
+        _loops[app] = ref(asyncio.get_running_loop())
         async with running(list(registry), LOOP), users_own(started) as state:
             yield state
 
     app.router.lifespan_context = lifespan
 
 
+_loops: WeakKeyDictionary[Starlette, ref[asyncio.AbstractEventLoop]] = WeakKeyDictionary()  # of apps that run
+
+
 def _show_pools(app: Starlette, databases: Iterable[Database]) -> None:
-    """The pools of drivers lie on the app's state as soon as they are made."""
+    """The pools of drivers lie on the app's state as soon as they are made; not those of other apps' event loops."""
     shown = ref(app)
 
     def show(key: str, pool: Any) -> None:
-        if (still_there := shown()) is not None:
-            setattr(still_there.state, key, pool)
+        here = shown()
+        home = None if here is None else _loops.get(here)
+        if here is not None and (home is None or home() is asyncio._get_running_loop()):
+            setattr(here.state, key, pool)
 
     for database in databases:
         if isinstance(database, Pooled):

@@ -103,7 +103,7 @@ IN_DOUBT = PlainAnswer(
 UNAVAILABLE = PlainAnswer(
     503,
     "Service Unavailable",
-    b"The database cannot be reached now, and nothing of this request was kept. Try again.",
+    b"The database cannot be reached now. Try again later.",
     (("retry-after", "1"),),
 )
 

@@ -23,7 +23,7 @@ Column = tuple[str, None, None, None, None, None, None]
 class RawConnection:
     """What both colours share: everything that the driver's connection has, by its name there."""
 
-    def __init__(self, handle: SQLHandle) -> None:
+    def __init__(self, handle: SQLHandle[Any, Any]) -> None:
         self._handle = handle
 
     def __getattr__(self, name: str) -> Any:
@@ -125,7 +125,7 @@ class RowsInHand:
 
     arraysize = 1
 
-    def __init__(self, handle: SQLHandle) -> None:
+    def __init__(self, handle: SQLHandle[Any, Any]) -> None:
         self._handle = handle
         self._result: Result | None = None
         self._next = 0
@@ -165,7 +165,7 @@ class RowsInHand:
 class Cursor(RowsInHand):
     """A cursor over rows in memory, on an async driver."""
 
-    def __init__(self, handle: SQLHandle, statement: tuple[Any, Arguments] | None = None) -> None:
+    def __init__(self, handle: SQLHandle[Any, Any], statement: tuple[Any, Arguments] | None = None) -> None:
         super().__init__(handle)
         self._statement = statement
 

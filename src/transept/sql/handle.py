@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from weakref import ref
 
 from transept.context import CURRENT, LOOP
@@ -27,6 +27,8 @@ from transept.turn import TaskTurn, ThreadTurn
 __all__ = ["CONTROLS", "Arguments", "SQLHandle", "control_of"]
 
 T = TypeVar("T")
+S = TypeVar("S")
+C = TypeVar("C")
 
 CONTROLS = {"BEGIN": "begin", "START": "begin", "COMMIT": "commit", "END": "commit", "ROLLBACK": "rollback"}
 
@@ -43,8 +45,8 @@ class Opened(NamedTuple):
     mark: int
 
 
-class SQLHandle:
-    """One raw database's part in a unit of work."""
+class SQLHandle(Generic[S, C]):
+    """One raw database's part in a unit of work; who makes it gives it its session and its connection."""
 
     __slots__ = (
         "_adapts",
@@ -84,8 +86,8 @@ class SQLHandle:
         self._cursors: dict[Cursor, ref[Any]] = {}
         self._wrote = False
         self._app_ended: bool | None = None
-        self.session: Any = None
-        self.connection: Any = None
+        self.session: S
+        self.connection: C
 
     @property
     def database(self) -> Linker:
@@ -102,7 +104,7 @@ class SQLHandle:
         else:
             sql, values, kind = self._prepared(sql, arguments)
         if kind.verb in CONTROLS and (what := control_of(sql, kind)) is not None:
-            return await self._control(sql, what)
+            return await self._control(what)
         turn = self._turn
         waits = turn.take()
         while waits is not None:
@@ -410,14 +412,9 @@ class SQLHandle:
         await self._give_back(link)
         return result
 
-    async def _control(self, sql: str, what: str) -> Result:
+    async def _control(self, what: str) -> Result:
         """BEGIN, COMMIT and ROLLBACK in the app's own words are its own begin, commit and rollback."""
         if what == "begin":
-            if len(sql.strip().rstrip(";").split()) > 2:
-                raise UsageError(
-                    f"{sql.strip()!r}: a transaction begins with its first statement, or with begin(); how it is to be "
-                    "goes into SET TRANSACTION, as its first statement."
-                )
             await self.begin()
         else:
             await self.app_ends(commit=what == "commit")
@@ -510,8 +507,18 @@ class SQLHandle:
 
 
 def control_of(sql: str, kind: Kind) -> str | None:
-    """What a statement does that begins or ends a transaction; None if it does not."""
-    return None if kind.verb == "ROLLBACK" and " TO " in f" {sql.upper()} " else CONTROLS.get(kind.verb)
+    """What a statement does that begins or ends a transaction; None if it does not.
+
+    Raises:
+        UsageError: it begins one in words that a unit of work would not keep.
+    """
+    what = None if kind.verb == "ROLLBACK" and " TO " in f" {sql.upper()} " else CONTROLS.get(kind.verb)
+    if what == "begin" and len(sql.strip().rstrip(";").split()) > 2:
+        raise UsageError(
+            f"{sql.strip()!r}: a transaction begins with its first statement, or with begin(); how it is to be "
+            "goes into SET TRANSACTION, as its first statement."
+        )
+    return what
 
 
 def _holder() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
@@ -17,19 +18,7 @@ from transept.sql.values import TEXT_TYPES, Table
 
 __all__ = ["LiteSettings"]
 
-CONNECT_OPTIONS = frozenset(
-    {
-        "database",
-        "timeout",
-        "detect_types",
-        "isolation_level",
-        "check_same_thread",
-        "factory",
-        "cached_statements",
-        "uri",
-        "autocommit",
-    }
-)
+CONNECT_OPTIONS = frozenset({"database", "timeout", "detect_types", "factory", "cached_statements", "uri"})
 POOL_OPTIONS = frozenset({"dsn", "min_size", "max_size", "max_idle"})
 
 
@@ -60,6 +49,7 @@ class LiteSettings(DriverSettings):
         if self._in_memory:
             self._options.update(database=f"file:{memory_name()}?vfs=memdb", uri=True)
         self._keeper: sqlite3.Connection | None = None
+        self._one_connects = threading.Lock()
 
     @classmethod
     def pool_options(cls) -> frozenset[str]:
@@ -70,8 +60,9 @@ class LiteSettings(DriverSettings):
 
     def _connected(self) -> sqlite3.Connection:
         """A new connection. An in-memory database lives as long as a connection to it: one is held until `stop`."""
-        if self._in_memory and self._keeper is None:
-            self._keeper = sqlite3.connect(**self._options)
+        with self._one_connects:
+            if self._in_memory and self._keeper is None:
+                self._keeper = sqlite3.connect(**self._options)
         connection: sqlite3.Connection = sqlite3.connect(**self._options)
         try:
             prepare(connection.execute)

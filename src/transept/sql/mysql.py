@@ -86,11 +86,6 @@ class MySQLSettings(DriverSettings):
     def _pool_settings(self) -> PoolSettings:
         return PoolSettings(self.key, timeout=self.pool_timeout, **self._sizes)
 
-    def _wanted(self) -> int:
-        """How many connections there are from the start."""
-        wanted: int = max(self._min_size, 1 if self.eager else 0)
-        return wanted
-
 
 class Returns(Protocol):
     """The pool of a connection."""

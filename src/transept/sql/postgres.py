@@ -26,13 +26,14 @@ import msgspec
 from transept.sql.faults import Fault
 from transept.sql.kinds import READS, SESSION, SESSION_HINTS, WRITES, Kind
 
-__all__ = ["BEGIN", "NATIVES", "PROOF", "RESET", "Savings", "Session", "decode_json", "encode_json"]
+__all__ = ["BEGIN", "NATIVES", "PROOF", "RESET", "WHO_AND_TEMP", "Savings", "Session", "decode_json", "encode_json"]
 
 NATIVES: frozenset[type] = frozenset({UUID, datetime, date, time, timedelta, Decimal, bool})
 
 READ_ONLY = "25006"
 BEGIN = "BEGIN READ WRITE"
-RESET = "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL"
+WHO_AND_TEMP = "RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP"  # which RESET ALL leaves as they are
+RESET = f"SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; {WHO_AND_TEMP}"
 LASTS = 60.0
 PAUSE = 1.0  # at least, between two proofs on one connection: where DDL is daily work, the proof must not be
 
@@ -131,7 +132,7 @@ class Session:
     between connections that were made before and after a change of them.
     """
 
-    __slots__ = ("_altered", "_answer", "_asked", "_savings", "_whole", "touched")
+    __slots__ = ("_altered", "_answer", "_asked", "_savings", "_whole", "touched", "used")
 
     def __init__(self, savings: Savings) -> None:
         self._savings = savings
@@ -140,6 +141,7 @@ class Session:
         self._whole = True
         self._altered = False
         self.touched = False
+        self.used = False  # by anybody, since it was made
 
     def must_ask(self) -> bool:
         """Whether `proof` is to be run now, before anything else is."""

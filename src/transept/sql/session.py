@@ -46,7 +46,11 @@ class SQLSession:
         return await self._handle.execute(statement, arguments_of(parameters, named))
 
     async def execute_many(self, statement: Any, /, parameters: Iterable[Arguments]) -> Result:
-        """Run one statement once for each of these sets of parameters, as one whole. It gives no rows."""
+        """Run one statement once for each of these sets of parameters. It gives no rows.
+
+        If one fails, those before it are still a part of the transaction, unless the database aborts that: a
+        `transaction()` block around this undoes them.
+        """
         return await self._handle.execute_many(statement, list(parameters))
 
     async def execute_script(self, script: str, /) -> None:

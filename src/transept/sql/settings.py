@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, ClassVar
 
 from transept.config import DatabaseSettings, checked, configuration, options_checked, text_setting
-from transept.errors import ImproperConfigurationError, unknown_option, unknown_value
+from transept.errors import ImproperConfigurationError, SQLError, unknown_option, unknown_value
 from transept.hooks import Hooks
 from transept.sql.connection import BlockingConnection, Connection
+from transept.sql.faults import sql_error
 from transept.sql.handle import SQLHandle
 from transept.sql.link import Linker
 from transept.sql.session import BlockingSQLSession, SQLSession
@@ -17,7 +19,9 @@ from transept.sql.statement import Notation
 from transept.sql.values import Table
 from transept.turn import TaskTurn, ThreadTurn
 
-__all__ = ["DriverSettings"]
+__all__ = ["AsyncSettings", "BlockingSettings", "DriverSettings"]
+
+logger = logging.getLogger("transept")
 
 FRAMEWORKS = ("starlette", "fastapi", "litestar", "flask")
 OF_EXTENSIONS = (
@@ -100,17 +104,28 @@ class DriverSettings(DatabaseSettings):
         for listener in self._listeners:
             listener(pool)
 
-    def open(self, hooks: Hooks, reads_only: bool) -> SQLHandle:
-        linker: Linker = self._route(hooks) or self._itself()
-        if self.blocking:
-            handle = SQLHandle(linker, ThreadTurn(), hooks, reads_only)
-            handle.session = BlockingSQLSession(handle)
-            handle.connection = BlockingConnection(handle)
-        else:
-            handle = SQLHandle(linker, TaskTurn(), hooks, reads_only)
-            handle.session = SQLSession(handle)
-            handle.connection = Connection(handle)
-        return handle
+    async def start(self) -> None:
+        """Open the pool, and connect as much as the settings say.
+
+        Raises:
+            SQLError: with ``eager=True``, the database cannot be reached; without, that is logged.
+        """
+        try:
+            await self._warm(self.pool_config.get("min_size", self.pool_config.get("minsize", 0)) or int(self.eager))
+        except Exception as error:
+            fault = self._itself().fault_of(error)
+            if fault is None and not isinstance(error, SQLError):
+                raise
+            if not self.eager:
+                logger.warning("database %r cannot be reached yet: %r", self.key, error)
+            elif fault is None:
+                raise
+            else:
+                raise sql_error(fault, error, self.key, None) from error
+
+    async def _warm(self, connections: int) -> None:
+        """Open the pool, with this many connections."""
+        raise NotImplementedError
 
     def _itself(self) -> Linker:
         linker: Any = self
@@ -156,3 +171,29 @@ class DriverSettings(DatabaseSettings):
             )
         setattr(self, setting, value)
         said[setting] = f"extension_config[{framework!r}]"
+
+
+@configuration
+class AsyncSettings(DriverSettings):
+    """A database whose driver is awaited."""
+
+    blocking: ClassVar[bool] = False
+
+    def open(self, hooks: Hooks, reads_only: bool) -> SQLHandle[SQLSession, Connection]:
+        linker = self._route(hooks) or self._itself()
+        handle: SQLHandle[SQLSession, Connection] = SQLHandle(linker, TaskTurn(), hooks, reads_only)
+        handle.session, handle.connection = SQLSession(handle), Connection(handle)
+        return handle
+
+
+@configuration
+class BlockingSettings(DriverSettings):
+    """A database whose driver blocks."""
+
+    blocking: ClassVar[bool] = True
+
+    def open(self, hooks: Hooks, reads_only: bool) -> SQLHandle[BlockingSQLSession, BlockingConnection]:
+        linker = self._route(hooks) or self._itself()
+        handle: SQLHandle[BlockingSQLSession, BlockingConnection] = SQLHandle(linker, ThreadTurn(), hooks, reads_only)
+        handle.session, handle.connection = BlockingSQLSession(handle), BlockingConnection(handle)
+        return handle

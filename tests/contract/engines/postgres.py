@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -56,6 +58,36 @@ class Postgres:
 
     def own_session(self) -> str:
         return "SELECT pg_backend_pid()"
+
+    @contextmanager
+    def code(self, create: str, drop: str) -> Iterator[None]:
+        """Functions and views of the database's own, for as long as this lasts."""
+        self._look.execute(drop)
+        self._look.execute(create)
+        try:
+            yield
+        finally:
+            self._look.execute(drop)
+
+    @contextmanager
+    def listening(self, channel: str) -> Iterator[Callable[[], list[str]]]:
+        """What is heard on this channel since it was asked for last."""
+        with psycopg.connect(self.server.dsn, autocommit=True) as listener:
+            listener.execute(f"LISTEN {channel}")
+            yield lambda: [notice.payload for notice in listener.notifies(timeout=0.2)]
+
+    def advisory_locks(self) -> int:
+        row = self._look.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def can_lock(self, table: str) -> bool:
+        """Whether all its rows are free."""
+        try:
+            self._look.execute(f"SELECT 1 FROM {table} FOR UPDATE NOWAIT")
+        except psycopg.errors.LockNotAvailable:
+            return False
+        return True
 
     def kill(self, session: int) -> None:
         self._look.execute("SELECT pg_terminate_backend(%s, 5000)", [session])

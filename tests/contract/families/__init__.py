@@ -11,8 +11,9 @@ from contract.engines import Engine
 class Family(Protocol):
     """What a case needs of a family. Awaitables of a blocking family never suspend.
 
-    `can` holds what its sessions offer to cases: ``nested`` (`begin_nested`), ``cursor`` (a server-side cursor),
-    ``create_all`` (makes its tables at first use), ``app_engine`` (the app's own engines, which begin as it likes).
+    `can` holds what its sessions offer to cases: ``nested`` (savepoints), ``cursor`` (a server-side cursor), ``flush``
+    (what is pending is written later), ``create_all`` (makes its tables at first use), ``app_engine`` (the app's own
+    engines, which begin as it likes), ``saves`` (round trips, where the server proves that they need not be made).
     """
 
     name: str

@@ -21,7 +21,7 @@ class AlchemyAsync:
         "postgres": ("asyncpg", "psycopg"),
         "mariadb": ("asyncmy",),
     }
-    can = frozenset({"nested", "cursor", "create_all"})
+    can = frozenset({"nested", "cursor", "flush", "create_all"})
     late_error = DBAPIError
     statement_error = DBAPIError
 

@@ -21,7 +21,7 @@ class AlchemySync:
         "postgres": ("psycopg",),
         "mariadb": ("pymysql",),
     }
-    can = frozenset({"nested", "cursor", "create_all"})
+    can = frozenset({"nested", "cursor", "flush", "create_all"})
     late_error = DBAPIError
     statement_error = DBAPIError
 

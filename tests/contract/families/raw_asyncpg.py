@@ -4,35 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from contract.families.raw import AwaitedSQL
 from transept.adapters.asyncpg import AsyncpgConfig
-from transept.errors import SQLError
 
 
-class RawAsyncpg:
+class RawAsyncpg(AwaitedSQL):
     name = "asyncpg"
-    blocking = False
     drivers = {"postgres": ("asyncpg",)}
-    can: frozenset[str] = frozenset()
-    late_error = SQLError
-    statement_error = SQLError
+    can = AwaitedSQL.can | {"saves"}
 
     def database(self, engine: Any, driver: str, port: int | None, **settings: Any) -> Any:
         return AsyncpgConfig(pool_config={"dsn": engine.dsn(port), "max_size": 5}, **settings)
-
-    async def run(self, session: Any, sql: str) -> None:
-        await session.execute(sql)
-
-    async def value(self, session: Any, sql: str) -> Any:
-        return await session.select_value(sql)
-
-    async def commit(self, session: Any) -> None:
-        await session.commit()
-
-    async def rollback(self, session: Any) -> None:
-        await session.rollback()
-
-    async def close(self, session: Any) -> None:
-        await session.rollback()
 
     def checked_out(self, database: Any) -> int:
         pool = database._pools.get()._pool
