@@ -159,7 +159,19 @@ class LoopPool:
         return AsyncpgLink(self, connection, session, fresh=fresh)
 
     async def release(self, connection: Any) -> None:
+        """As the pool's own `release`, without the task and the shield that it makes of what it does here.
+
+        Nobody who is cancelled waits here: a transaction is settled behind a shield, and there is nothing to wait for
+        after a lone read.
+        """
         self.holders.gave_back(connection)
+        holder = getattr(connection, "_holder", None)
+        await (self._pool.release(connection) if holder is None else holder.release(None))
+
+    async def drop(self, connection: Any) -> None:
+        self.holders.gave_back(connection)
+        with suppress(asyncpg.InterfaceError):  # the pool has let go of it already: it does when one is lost
+            connection.terminate()
         await self._pool.release(connection)
 
     async def close(self) -> None:
@@ -303,9 +315,7 @@ class AsyncpgLink:
 
     async def drop(self) -> None:
         self._session.needs_reset()  # it may have changed the database's code, for all that is known
-        with suppress(asyncpg.InterfaceError):  # the pool has let go of it already: it does when one is lost
-            self._connection.terminate()
-        await self._pool.release(self._connection)
+        await self._pool.drop(self._connection)
 
     async def _names(self, sql: str) -> tuple[str, ...]:
         """The columns of a statement that gave no rows, asked for once."""
