@@ -562,7 +562,7 @@ async def test_a_session_that_is_ended_while_it_works(place, name):
     fault = await place.fault(working)
     assert (fault.kind, fault.lost) == (errors.DatabaseUnavailable, True)
     if place.driver.server == "postgres":
-        assert fault.code == "57P01"
+        assert fault.code in ("57P01", "08003")  # an older asyncpg keeps the server's own to itself
 
 
 @pytest.mark.parametrize("name", ON_POSTGRES + ON_MARIADB)

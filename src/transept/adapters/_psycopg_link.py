@@ -11,8 +11,8 @@ from psycopg.pq import TransactionStatus
 from transept.errors import CommitFailed
 from transept.sql.faults import Fault, of_psycopg
 from transept.sql.kinds import Kind, kind_of
-from transept.sql.postgres import NATIVES, Session
-from transept.sql.result import Result
+from transept.sql.postgres import DECLARED, NATIVES, Session
+from transept.sql.result import KeptCursor, Result
 
 if TYPE_CHECKING:
     from transept.adapters._psycopg_pool import Pool
@@ -86,8 +86,11 @@ class PsycopgLink:
         self._session.touch()
         await self.command(script)
 
-    async def cursor(self, sql: str, values: Sequence[Any]) -> PsycopgCursor:
-        self._session.ran(kind_of(sql, "postgresql"))
+    async def cursor(self, sql: str, values: Sequence[Any]) -> PsycopgCursor | KeptCursor:
+        kind = kind_of(sql, "postgresql")
+        if kind.verb not in DECLARED:
+            return KeptCursor(await self.run(sql, values, kind))
+        self._session.ran(kind)
         self._cursors += 1
         name = f"transept_stream_{self._cursors}"
         await self._done(self._cursor.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}", values or None))

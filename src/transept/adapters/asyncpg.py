@@ -18,8 +18,8 @@ from transept.errors import CommitFailed, PoolTimeout
 from transept.sql.faults import Fault, of_asyncpg
 from transept.sql.holders import Holders
 from transept.sql.kinds import Kind, kind_of
-from transept.sql.postgres import NATIVES, WHO_AND_TEMP, Savings, Session, decode_json, encode_json
-from transept.sql.result import Result
+from transept.sql.postgres import DECLARED, NATIVES, WHO_AND_TEMP, Savings, Session, decode_json, encode_json
+from transept.sql.result import KeptCursor, Result
 from transept.sql.settings import AsyncSettings
 from transept.sql.statement import Notation
 from transept.sql.values import ASYNCPG_TYPES, Table
@@ -226,11 +226,12 @@ class LoopPool:
 class AsyncpgLink:
     """One asyncpg connection for one transaction, begun and ended in SQL, so that COMMIT's own answer is seen."""
 
-    __slots__ = ("_connection", "_pool", "_session", "fresh")
+    __slots__ = ("_connection", "_cursors", "_pool", "_session", "fresh")
 
     def __init__(self, pool: LoopPool, connection: Any, session: Session, *, fresh: bool) -> None:
         self._pool = pool
         self._connection = connection
+        self._cursors = 0
         self._session = session
         self.fresh = fresh
 
@@ -283,11 +284,15 @@ class AsyncpgLink:
         self._session.touch()
         await self._connection.execute(script)
 
-    async def cursor(self, sql: str, values: Sequence[Any]) -> AsyncpgCursor:
-        self._session.ran(kind_of(sql, "postgresql"))
-        statement = await self._connection.prepare(sql)
-        names = tuple(attribute.name for attribute in statement.get_attributes())
-        return AsyncpgCursor(names, await statement.cursor(*values))
+    async def cursor(self, sql: str, values: Sequence[Any]) -> AsyncpgCursor | KeptCursor:
+        kind = kind_of(sql, "postgresql")
+        if kind.verb not in DECLARED:
+            return KeptCursor(await self.run(sql, values, kind))
+        self._session.ran(kind)
+        self._cursors += 1
+        name = f"transept_stream_{self._cursors}"
+        await self._connection.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}", *values)
+        return AsyncpgCursor(self._connection, name)
 
     async def ended_by(self, fault: Fault) -> bool:
         return False
@@ -331,18 +336,28 @@ class AsyncpgLink:
 
 
 class AsyncpgCursor:
-    """A portal of the server."""
+    """A cursor of the server. asyncpg's own need a transaction of asyncpg's own."""
 
-    def __init__(self, column_names: tuple[str, ...], cursor: Any) -> None:
-        self.column_names = column_names
-        self._cursor = cursor
+    def __init__(self, connection: Any, name: str) -> None:
+        self._connection = connection
+        self._name = name
+        self._statement: Any = None
+        self._count = 0
+        self.column_names: tuple[str, ...] = ()
 
     async def fetch(self, count: int) -> Sequence[Sequence[Any]]:
-        rows: Sequence[Sequence[Any]] = await self._cursor.fetch(count)
+        if self._count != count:  # past asyncpg's cache: another cursor of this name may have other columns
+            self._statement = await self._connection.prepare(f"FETCH FORWARD {count} FROM {self._name}")
+            self._count = count
+            self.column_names = tuple(attribute.name for attribute in self._statement.get_attributes())
+        rows: Sequence[Sequence[Any]] = await self._statement.fetch()
         return rows
 
     async def close(self) -> None:
-        """It ends with the transaction."""
+        """It has ended with the transaction, where that has failed."""
+        if self._connection.is_in_transaction():
+            with suppress(asyncpg.PostgresError):
+                await self._connection.execute(f"CLOSE {self._name}")
 
 
 def _affected(tag: str | None) -> int:

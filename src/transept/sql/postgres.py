@@ -26,7 +26,18 @@ import msgspec
 from transept.sql.faults import Fault
 from transept.sql.kinds import READS, SESSION, SESSION_HINTS, WRITES, Kind
 
-__all__ = ["BEGIN", "NATIVES", "PROOF", "RESET", "WHO_AND_TEMP", "Savings", "Session", "decode_json", "encode_json"]
+__all__ = [
+    "BEGIN",
+    "DECLARED",
+    "NATIVES",
+    "PROOF",
+    "RESET",
+    "WHO_AND_TEMP",
+    "Savings",
+    "Session",
+    "decode_json",
+    "encode_json",
+]
 
 NATIVES: frozenset[type] = frozenset({UUID, datetime, date, time, timedelta, Decimal, bool})
 
@@ -38,6 +49,7 @@ LASTS = 60.0
 PAUSE = 1.0  # at least, between two proofs on one connection: where DDL is daily work, the proof must not be
 
 # What the answer to PROOF is the sum of.
+DECLARED = frozenset({"SELECT", "VALUES", "TABLE"})  # of these the server keeps a cursor
 CODE, BARE, NO_WRITES = 1, 2, 4
 
 # Statements that may touch the session, but not the code of the database.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 from transept.errors import MultipleResultsFoundError, NotFoundError
 from transept.sql.rows import converter, maker
 
-__all__ = ["Result"]
+__all__ = ["KeptCursor", "Result"]
 
 T = TypeVar("T")
 
@@ -132,6 +132,23 @@ class Result:
             return []  # some drivers name the columns of rows only
         made: list[Any] = maker(self.column_names, schema_type, self._natives)(rows)
         return made
+
+
+class KeptCursor:
+    """A cursor over rows that are in memory, for statements of which the server keeps none."""
+
+    def __init__(self, result: Result) -> None:
+        self.column_names = result.column_names
+        self._rows = result.rows
+        self._next = 0
+
+    async def fetch(self, count: int) -> Sequence[Row]:
+        rows = self._rows[self._next : self._next + count]
+        self._next += len(rows)
+        return rows
+
+    async def close(self) -> None:
+        """There is nothing to close."""
 
 
 @lru_cache(maxsize=1024)
