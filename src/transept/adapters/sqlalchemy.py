@@ -18,11 +18,10 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import greenlet_spawn
 
 from transept.alchemy.session import Seat, note_live, seat_of, writes
-from transept.errors import CommitInDoubt, OutsideScope, UsageError, inside_a_block
+from transept.errors import CommitInDoubt, UsageError, inside_a_block
+from transept.sql.controls import control_of, read_too_late, statements_of
 from transept.sql.core import checked
 from transept.sql.faults import Fault, of_asyncpg, of_mysql, of_psycopg, of_sqlite, sql_error
-from transept.sql.handle import CONTROLS, control_of
-from transept.sql.kinds import kind_of
 from transept.sql.link import Cursor
 from transept.sql.mysql import NATIVES as MYSQL_NATIVES
 from transept.sql.postgres import NATIVES
@@ -30,7 +29,6 @@ from transept.sql.prepared import Arguments, prepare
 from transept.sql.result import Result
 from transept.sql.session import BlockingSQLSession, SQLSession
 from transept.sql.statement import Notation, render_many
-from transept.sql.tokens import split
 from transept.sql.values import MYSQL_TYPES, TEXT_TYPES, Json, Table, adapt
 
 __all__ = ["over"]
@@ -178,14 +176,7 @@ class AlchemyExecutor:
         return await self.run(work, text, writes=True)
 
     async def execute_script(self, script: str) -> None:
-        dialect = self._driver.notation.dialect
-        statements = split(script, dialect)
-        for statement in statements:
-            if control_of(statement, kind_of(statement, dialect)) is not None:
-                raise UsageError(
-                    "a script is a part of the unit of work, which begins and ends by itself, so it cannot begin, "
-                    f"commit or roll back: leave out\n    {statement.strip()}"
-                )
+        statements = statements_of(script, self._driver.notation.dialect)
 
         def work(connection: Connection) -> None:
             for statement in statements:
@@ -282,7 +273,7 @@ class AlchemyExecutor:
             lambda connection, options: connection.exec_driver_sql(text, values, options),
             text,
             not kind.reads,
-            control_of(text, kind) if kind.verb in CONTROLS else None,
+            control_of(text, kind, self._driver.notation.dialect),
         )
 
     def fail(self, error: Exception, sql: str | None) -> NoReturn:
@@ -399,10 +390,7 @@ class AlchemyCursor:
 
     def _fetch(self, count: int) -> Sequence[Sequence[Any]]:
         if self._transaction is None or not self._transaction.is_active:
-            raise OutsideScope(
-                f"a stream on database {self._executor.key!r} was read after its transaction had ended: read it to "
-                "its end before, or open it inside the generator that streams the body."
-            )
+            raise read_too_late(self._executor.key)
         if not self.column_names:
             return ()
         try:

@@ -8,29 +8,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
-from weakref import ref
 
 from transept.context import CURRENT, LOOP
-from transept.errors import CommitFailed, CommitInDoubt, OutsideScope, UsageError, inside_a_block
+from transept.errors import CommitFailed, CommitInDoubt, UsageError, inside_a_block
 from transept.hooks import Hooks
+from transept.sql.controls import Control, control_of, read_too_late, statements_of
 from transept.sql.core import compiled_many
+from transept.sql.cursors import OpenCursors
 from transept.sql.faults import sql_error
-from transept.sql.kinds import Kind, kind_of
+from transept.sql.kinds import Kind
 from transept.sql.link import Cursor, Link, Linker
 from transept.sql.prepared import Arguments, Prepared, known_statements, prepare
 from transept.sql.result import Result
 from transept.sql.statement import render_many
-from transept.sql.tokens import split
 from transept.sql.values import adapt
 from transept.turn import TaskTurn, ThreadTurn
 
-__all__ = ["CONTROLS", "Arguments", "SQLHandle", "control_of"]
+__all__ = ["SQLHandle"]
 
 T = TypeVar("T")
 S = TypeVar("S")
 C = TypeVar("C")
-
-CONTROLS = {"BEGIN": "begin", "START": "begin", "COMMIT": "commit", "END": "commit", "ROLLBACK": "rollback"}
 
 COMMAND = Kind("SAVEPOINT", returns_rows=False, reads=True, session=False, several=False)
 
@@ -83,7 +81,7 @@ class SQLHandle(Generic[S, C]):
         self._depth = 0
         self._savepoints = 0
         self._open_savepoints: set[str] = set()
-        self._cursors: dict[Cursor, ref[Any]] = {}
+        self._cursors = OpenCursors()
         self._wrote = False
         self._app_ended: bool | None = None
         self.session: S
@@ -103,7 +101,7 @@ class SQLHandle(Generic[S, C]):
             kind = known[1]
         else:
             sql, values, kind = self._prepared(sql, arguments)
-        if kind.verb in CONTROLS and (what := control_of(sql, kind)) is not None:
+        if kind.session and (what := control_of(sql, kind, self._database.notation.dialect)) is not None:
             return await self._control(what)
         turn = self._turn
         waits = turn.take()
@@ -144,12 +142,7 @@ class SQLHandle(Generic[S, C]):
 
     async def execute_script(self, script: str) -> None:
         """Run several statements, none of which ends the transaction."""
-        for statement in split(script, self._database.notation.dialect):
-            if control_of(statement, kind_of(statement, self._database.notation.dialect)) is not None:
-                raise UsageError(
-                    "a script is a part of the unit of work, which begins and ends by itself, so it cannot begin, "
-                    f"commit or roll back: leave out\n    {statement.strip()}"
-                )
+        statements_of(script, self._database.notation.dialect)
         await self.use(lambda link: link.run_script(script), script)
 
     async def use(
@@ -236,7 +229,7 @@ class SQLHandle(Generic[S, C]):
         """A result that stays with the server, as long as `reader` lives and the transaction is open."""
         text, values, kind = self._prepared(sql, arguments)
         cursor = await self.use(lambda link: link.cursor(text, values), text, writes=not kind.reads)
-        self._cursors[cursor] = ref(reader)
+        self._cursors.add(cursor, reader)
         return cursor
 
     async def fetch(self, cursor: Cursor, count: int) -> Sequence[Sequence[Any]]:
@@ -244,16 +237,13 @@ class SQLHandle(Generic[S, C]):
         await self._take()
         try:
             if cursor not in self._cursors:
-                raise OutsideScope(
-                    f"a stream on database {self._database.key!r} was read after its transaction had ended: read it to "
-                    "its end before, or open it inside the generator that streams the body."
-                )
+                raise read_too_late(self._database.key)
             try:
                 rows = await cursor.fetch(count)
             except Exception as error:
                 await self._fail(error, None)
             if len(rows) < count:
-                await self._close_cursor(cursor)
+                await self._cursors.close(cursor)
             return rows
         finally:
             self._turn.leave()
@@ -262,7 +252,7 @@ class SQLHandle(Generic[S, C]):
         if cursor in self._cursors:
             await self._take()
             try:
-                await self._close_cursor(cursor)
+                await self._cursors.close(cursor)
             finally:
                 self._turn.leave()
 
@@ -272,7 +262,7 @@ class SQLHandle(Generic[S, C]):
         return self._link is not None or self._beginning
 
     def reading(self) -> bool:
-        return any(reader() is not None for reader in self._cursors.values())
+        return self._cursors.being_read()
 
     def wrote(self) -> bool:
         return self._wrote
@@ -291,8 +281,7 @@ class SQLHandle(Generic[S, C]):
 
     async def check(self) -> None:
         link = self._linked()
-        for cursor in list(self._cursors):
-            await self._close_cursor(cursor)
+        await self._cursors.close_all()
         if self._ended:
             raise CommitFailed(self._database.key, f"an earlier error ended the transaction ({self._failed})")
         if self._failed is not None and (reason := await link.gone()) is not None:
@@ -313,8 +302,7 @@ class SQLHandle(Generic[S, C]):
 
     async def rollback(self) -> None:
         link = self._linked()
-        for cursor in list(self._cursors):
-            await self._close_cursor(cursor)
+        await self._cursors.close_all()
         await link.rollback()
         await self._let_go(link)
 
@@ -412,7 +400,7 @@ class SQLHandle(Generic[S, C]):
         await self._give_back(link)
         return result
 
-    async def _control(self, what: str) -> Result:
+    async def _control(self, what: Control) -> Result:
         """BEGIN, COMMIT and ROLLBACK in the app's own words are its own begin, commit and rollback."""
         if what == "begin":
             await self.begin()
@@ -471,10 +459,6 @@ class SQLHandle(Generic[S, C]):
             raise error
         raise sql_error(fault, error, self._database.key, sql) from error
 
-    async def _close_cursor(self, cursor: Cursor) -> None:
-        del self._cursors[cursor]
-        await cursor.close()
-
     async def _let_go(self, link: Link) -> None:
         self._link = None
         self._forget()
@@ -498,27 +482,12 @@ class SQLHandle(Generic[S, C]):
         self._ended = False
         self._wrote = False
         self._open_savepoints.clear()
-        self._cursors.clear()
+        self._cursors.forget()
 
     def _linked(self) -> Link:
         if self._link is None:
             raise RuntimeError("no transaction is open")
         return self._link
-
-
-def control_of(sql: str, kind: Kind) -> str | None:
-    """What a statement does that begins or ends a transaction; None if it does not.
-
-    Raises:
-        UsageError: it begins one in words that a unit of work would not keep.
-    """
-    what = None if kind.verb == "ROLLBACK" and " TO " in f" {sql.upper()} " else CONTROLS.get(kind.verb)
-    if what == "begin" and len(sql.strip().rstrip(";").split()) > 2:
-        raise UsageError(
-            f"{sql.strip()!r}: a transaction begins with its first statement, or with begin(); how it is to be "
-            "goes into SET TRANSACTION, as its first statement."
-        )
-    return what
 
 
 def _holder() -> str:
