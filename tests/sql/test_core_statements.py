@@ -44,7 +44,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.schema import CreateTable
 
-from transept import UsageError, unit_of_work
+from transept import ParameterError, UsageError, unit_of_work
 from transept._bridge import run_now
 from transept.adapters.aiosqlite import AiosqliteConfig
 from transept.adapters.asyncmy import AsyncmyConfig
@@ -294,6 +294,29 @@ async def test_a_page_of_sql_text_comes_with_the_total(database: Any) -> None:
         assert (rows, total) == ([{"id": 2}, {"id": 21}], 7)
         rows, total = await done(session.select_with_total("SELECT id FROM things"))
         assert len(rows) == total == 25
+
+
+@of_each_colour
+async def test_a_bind_parameter_without_a_value_and_a_value_for_none_are_refused(database: Any) -> None:
+    wanted = select(things).where(things.c.id == bindparam("wanted"))
+    async with session_of(database) as session:
+        with pytest.raises(ParameterError, match=r"A value is required for bind parameter 'wanted'\.\n"):
+            await done(session.select(wanted))
+        with pytest.raises(ParameterError, match="does not use 'wantd'"):
+            await done(session.select(wanted, wanted=1, wantd=1))
+        with pytest.raises(ParameterError, match="does not use 'nmae'"):
+            await done(session.execute(insert(things), id=1, nmae="one"))
+
+
+@of_each_colour
+async def test_a_text_without_a_statement_is_refused(database: Any) -> None:
+    async with session_of(database) as session:
+        for empty in ("", " -- nothing\n", "/* nothing */;;", text("")):
+            with pytest.raises(UsageError, match="there is no statement in"):
+                await done(session.execute(empty))
+            with pytest.raises(UsageError, match="there is no statement in"):
+                await done(session.select(empty))
+        assert await done(session.select_value("SELECT 1")) == 1
 
 
 @of_each_colour

@@ -13,7 +13,9 @@ from psycopg import AsyncRawCursor, RawCursor
 from servers.server import Server
 
 from transept.errors import ParameterError
-from transept.sql.statement import Kind, Notation, kind_of, render, render_many, split
+from transept.sql.kinds import Kind, kind_of
+from transept.sql.statement import Notation, forgotten, render, render_many
+from transept.sql.tokens import split
 
 ASYNCPG = Notation("postgresql", "numeric", "numeric")
 PSYCOPG = Notation("postgresql", "format", "numeric")
@@ -102,6 +104,13 @@ def test_what_fits_already_is_passed_on_as_it_is():
         ("SELECT :a", {1: 1}, SQLITE, ["1 is no str"], None),
         ("SELECT ?", "text", SQLITE, ["'text'", "(value,)"], None),
         ("SELECT ?", 5, SQLITE, ["5", "(value,)"], None),
+        ("SELECT 1", {"shema_type": int}, SQLITE, ["'shema_type'", "did you mean the option schema_type?"], None),
+        ("SELECT :a", {"a": 1, "chunksize": 9}, SQLITE, ["'chunksize'", "did you mean the option chunk_size?"], None),
+        ("SELECT 1", {"value_type": int}, SQLITE, ["value_type is no option here"], None),
+        ("v IN :ids", {"ids": [1]}, SQLITE, ["a list belongs inside parentheses: IN (:ids)"], 5),
+        ("v NOT IN $1", ([],), ASYNCPG, ["a list belongs inside parentheses: IN ($1)"], 9),
+        ("v = ? AND v in\n?", (1, {2}), MYSQL, ["a list belongs inside parentheses: IN (?)"], 15),
+        ("v IN (?) AND v IN %s", (["a"],), PSYCOPG, ["parentheses: IN (%s)"], 18),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_with_the_place(sql, arguments, notation, words, at):
@@ -136,6 +145,40 @@ def test_arguments_that_do_not_fit_are_refused_with_the_place(sql, arguments, no
 def test_a_list_inside_in_is_a_list_of_items(sql, arguments, notation, text, values):
     own, given = render(sql, arguments, notation)
     assert (own, list(given)) == (text, values)
+
+
+def test_a_value_that_is_no_list_may_stand_behind_in():
+    assert render("SELECT position('b' IN ?)", ("abc",), ASYNCPG) == ("SELECT position('b' IN $1)", ("abc",))
+
+
+@pytest.mark.parametrize(
+    ("sql", "dialect", "marks"),
+    [
+        ("SELECT $2, $1, $1", "postgresql", "$2, $1"),
+        ("SELECT :name, '%s'", "postgresql", ":name"),
+        ("SELECT %(name)s", "mysql", "%(name)s"),
+        ("SELECT %s", "mysql", "%s"),
+        ("SELECT ?", "sqlite", "?"),
+        ("SELECT ?", "mysql", "?"),
+    ],
+)
+def test_placeholders_without_parameters_are_named(sql, dialect, marks):
+    said = f"the statement has placeholders ({marks}), and no parameters were given"
+    assert forgotten(sql, dialect) == said
+
+
+@pytest.mark.parametrize(
+    ("sql", "dialect"),
+    [
+        ("SELECT doc ? 'a', doc ?| b", "postgresql"),
+        ("SELECT a::int, b[1:2], '$1', $$ $1 $$ -- $1", "postgresql"),
+        ("PREPARE p AS SELECT $1", "postgresql"),
+        ("CREATE FUNCTION f(int) RETURNS int RETURN $1", "postgresql"),
+        ("SELECT @a, 5 % 3", "mysql"),
+    ],
+)
+def test_what_may_be_no_placeholder_is_not_said_to_be_one(sql, dialect):
+    assert forgotten(sql, dialect) is None
 
 
 def test_many_sets_share_one_text():

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transept.errors import ParameterError
-from transept.sql.statement import Notation, kind_of, render, render_many, split
+from transept.sql.kinds import kind_of
+from transept.sql.statement import Notation, forgotten, render, render_many
+from transept.sql.tokens import split
 
 DIALECTS = ("postgresql", "mysql", "sqlite")
 STYLES = ("qmark", "numeric", "format")
@@ -144,6 +146,8 @@ def test_any_text_has_a_kind_and_is_split(sql, dialect):
     statements = split(sql, dialect)
     assert kind_of(sql, dialect).several == (len(statements) > 1)
     assert all(statement in sql for statement in statements)
+    assert statements or not kind_of(sql, dialect).verb
+    assert "placeholders" in (forgotten(sql, dialect) or "placeholders")
 
 
 @given(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from transept.errors import UsageError
+from transept.errors import ParameterError, UsageError
 from transept.sql.statement import Notation
 from transept.sql.values import Json
 
@@ -22,6 +22,7 @@ def compiled(statement: Any, arguments: Any, notation: Notation) -> tuple[str, S
 
     Raises:
         UsageError: it is no statement, or its parameters were not given by name.
+        ParameterError: one of them has no value, or a value is for none of them.
     """
     checked(statement, arguments)
     made, processors = _compile(statement, notation, list(arguments) if arguments else None)
@@ -73,7 +74,14 @@ def _compile(statement: Any, notation: Notation, names: list[str] | None) -> tup
 
 def _expanded(made: Any, processors: dict[str, Any], arguments: Any) -> tuple[str, Sequence[Any]]:
     """The text with a placeholder for each item of a list, and the values."""
-    state = made.construct_expanded_state(dict(arguments) if arguments else None)
+    from sqlalchemy.exc import InvalidRequestError
+
+    if arguments and (left := [name for name in arguments if name not in made.binds]):
+        raise ParameterError(f"the statement does not use {', '.join(map(repr, left))}.", made.string)
+    try:
+        state = made.construct_expanded_state(dict(arguments) if arguments else None)
+    except InvalidRequestError as error:
+        raise ParameterError(f"{error.args[0]}.", made.string) from error
     origin = {item: name for name, items in state.parameter_expansion.items() for item in items}
     values = []
     for name in state.positiontup or ():

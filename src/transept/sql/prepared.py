@@ -11,6 +11,7 @@ from transept.errors import UsageError
 from transept.sql.core import compiled
 from transept.sql.kinds import Kind, kind_of
 from transept.sql.statement import Notation, render
+from transept.sql.tokens import split
 from transept.sql.values import Table, adapt
 
 __all__ = ["Arguments", "Known", "Prepared", "known_statements", "prepare"]
@@ -20,7 +21,7 @@ Prepared = tuple[str, Sequence[Any], Kind]
 Known = dict[Any, tuple[int, Kind]]
 
 KEPT = 2048
-IN_LIST = re.compile(r"\bin\s*\(", re.IGNORECASE)
+IN_LIST = re.compile(r"\bin\s*[(?$%]", re.IGNORECASE)  # a list changes the text, or is refused
 
 
 @cache
@@ -48,6 +49,8 @@ def prepare(sql: Any, arguments: Arguments, notation: Notation, adapts: Table) -
         raise UsageError(
             f"several statements in one call: use execute_script(), which takes no parameters.\n    {text.strip()}"
         )
+    if not kind.verb and not split(text, notation.dialect):
+        raise UsageError(f"there is no statement in {text!r:.80}, which is empty but for comments.")
     if text is sql and (values is arguments or not arguments) and not IN_LIST.search(text):
         known = known_statements(notation)
         if len(known) >= KEPT:

@@ -7,7 +7,7 @@ Rule 2: literals, quoted identifiers, comments and dollar quotes hold no placeho
     styles with `%`, a `%%` is a percent sign everywhere, as in the drivers that have them; with `?`, a `??` is a `?`.
 Rule 3: a list inside `IN (...)` is a list of items. On PostgreSQL it is one array (`= ANY`, `<> ALL`) where it stands
     alone; elsewhere it is one placeholder for each item. An empty one matches nothing. Any other list is passed on.
-Rule 4: what does not fit is an error that points at the place; nothing is guessed.
+Rule 4: what does not fit is an error that points at the place; nothing is guessed. A list behind a bare `IN` is one.
 
 Nothing here does I/O.
 """
@@ -22,10 +22,10 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from transept.errors import ParameterError
-from transept.sql.kinds import Kind, kind_of
-from transept.sql.tokens import LONG, cut, split
+from transept.sql.kinds import kind_of
+from transept.sql.tokens import LONG, cut
 
-__all__ = ["Kind", "Marked", "Notation", "Style", "kind_of", "placed", "render", "render_many", "split"]
+__all__ = ["Marked", "Notation", "forgotten", "placed", "render", "render_many"]
 
 Style = Literal["qmark", "numeric", "format"]
 Key = int | str
@@ -78,8 +78,8 @@ class Plan(NamedTuple):
     """A statement, read for one style, for one driver.
 
     `text`, and `order`, the arguments that its values are (None: as they are given), hold while no list is spread.
-    `needs` is how many values there have to be. Among `lists` are the arguments that may have to be spread: where they
-    stand is looked at when one of them is a list.
+    `needs` is how many values there have to be. Among `lists` are the arguments that may have to be spread, or that may
+    be no list: where they stand is looked at when one of them is one.
     """
 
     text: str
@@ -94,9 +94,13 @@ PLAIN_MARKS = frozenset({"?", "%s"})
 POSITIONAL = ("?", "$1", "%s", ":1")
 NAMED = (":name", "%(name)s", "@name", "$name")
 CLOSED = (":name", "%(name)s")  # here every token of the spelling is a placeholder
+CERTAIN = ("$1", "%s", "%(name)s", ":name", ":1")  # no operator, no variable; `?` is one on PostgreSQL
+DEFINES = frozenset({"CREATE", "PREPARE", "ALTER", "DO"})  # what they define may have parameters of its own
+OPTIONS = ("schema_type", "value_type", "chunk_size")  # of sessions; what is near to one is a slip
 LISTS = (list, tuple, set, frozenset)
 NOTHING = {"sqlite": "", "mysql": "SELECT NULL FROM DUAL WHERE FALSE"}
-IN_LIST = re.compile(r"[iI](?<!\w[iI])[nN]\s*\(")
+IN_LIST = re.compile(r"[iI](?<!\w[iI])[nN]\s*[(?$%:@]")
+BARE_IN = re.compile(r"\bIN\s*$", re.IGNORECASE)
 IN_WORD = re.compile(r"\b(NOT\s+)?IN\s*(?:\(\s*)?$", re.IGNORECASE)
 QUERY = re.compile(r"\s*(?:SELECT|WITH|VALUES|TABLE)\b", re.IGNORECASE)
 CAST = re.compile(r"\s*\w[\w. ]*")
@@ -161,6 +165,22 @@ def placed(sql: str, arguments: Sequence[Any] | Mapping[str, Any], notation: Not
     return find(sql, notation.dialect, notation.own, notation.out).marked
 
 
+def forgotten(sql: str, dialect: str) -> str | None:
+    """What to say beside the database's error about a text that was run without arguments; None if nothing.
+
+    Counted are the placeholders that can hardly be anything else, of the first style that the text has.
+    """
+    if kind_of(sql, dialect).verb in DEFINES:
+        return None
+    parts = cut(sql, dialect)
+    found = _placeholders(parts)
+    for spelling in CERTAIN if dialect == "postgresql" else ("?", *CERTAIN):
+        if where := found.get(spelling):
+            names = ", ".join(dict.fromkeys(parts[i] for i in where))
+            return f"the statement has placeholders ({names}), and no parameters were given"
+    return None
+
+
 def _render_named(sql: str, arguments: Mapping[str, Any], notation: Notation) -> tuple[str, Sequence[Any]]:
     if not arguments:
         return sql, ()
@@ -171,6 +191,7 @@ def _render_named(sql: str, arguments: Mapping[str, Any], notation: Notation) ->
 def _fill(plan: Plan, arguments: Any, notation: Notation) -> tuple[str, Sequence[Any]]:
     for key in plan.lists:
         if isinstance(arguments[key], LISTS):
+            _refuse_bare_lists(plan.marked, arguments)
             items = _listed(plan.marked, arguments)
             if items:
                 return _spread(plan.marked, items, arguments, notation)
@@ -209,7 +230,7 @@ def _named(sql: str, dialect: str, out: Style, names: frozenset[str]) -> Plan:
     in_use = [spelling for spelling in NAMED if any(name in names for _, name in found.get(spelling, ()))]
     spelling = next(iter(in_use or [spelling for spelling in CLOSED if spelling in found]), None)
     if spelling is None:
-        raise ParameterError(f"no placeholder for {_list(names)}. {UNDERSTOOD}", sql)
+        raise ParameterError(f"no placeholder for {_list(names)}{_meant(names) or '.'} {UNDERSTOOD}", sql)
     used = [(i, name) for i, name in found[spelling] if spelling in CLOSED or name in names]
     _check_names(sql, parts, used, names)
     return _plan(sql, dialect, out, Marked(parts, spelling, [i for i, _ in used], [name for _, name in used]))
@@ -398,7 +419,25 @@ def _check_names(sql: str, parts: list[str], used: list[tuple[int, str]], names:
             raise ParameterError(f"no value for {parts[i]}; {hint}", sql, _position(parts, i))
     if left := names - {name for _, name in used}:
         has = ", ".join(dict.fromkeys(parts[i] for i, _ in used))
-        raise ParameterError(f"the statement does not use {_list(left)}; it has {has}.", sql)
+        raise ParameterError(f"the statement does not use {_list(left)}; it has {has}{_meant(left) or '.'}", sql)
+
+
+def _refuse_bare_lists(marked: Marked, arguments: Any) -> None:
+    parts = marked.parts
+    for i, key in zip(marked.where, marked.keys, strict=True):
+        if isinstance(arguments[key], LISTS) and BARE_IN.search(parts[i - 1]):
+            what = f"a list belongs inside parentheses: IN ({parts[i]})"
+            raise ParameterError(what, "".join(parts), _position(parts, i))
+
+
+def _meant(names: frozenset[str]) -> str:
+    """A question, where one of the names that are not used is that of an option, or nearly so."""
+    for name in sorted(names):
+        if name in OPTIONS:
+            return f"; {name} is no option here, but of other methods."
+        if near := get_close_matches(name, OPTIONS, n=1, cutoff=0.8):
+            return f"; did you mean the option {near[0]}?"
+    return ""
 
 
 def _position(parts: list[str], part: int) -> int:
