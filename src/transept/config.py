@@ -210,7 +210,10 @@ class DatabaseSettings:
         self._given_keys: dict[str, str] = {key: getattr(self, key, "") for key in keys}
         self._derive_keys()
         checked("keep_transaction_for_body", self.keep_transaction_for_body, bool, owner)
-        self.policy = Policy.of(self.commit_mode, self.extra_commit_statuses, self.extra_rollback_statuses)
+        try:
+            self.policy = Policy.of(self.commit_mode, self.extra_commit_statuses, self.extra_rollback_statuses)
+        except ImproperConfigurationError as error:
+            raise ImproperConfigurationError(f"{owner}: {error}") from error
         self._source: Callable[[Any], Any] | None = None
 
     def __repr__(self) -> str:
@@ -275,8 +278,18 @@ def options_checked(owner: str, setting: str, options: Mapping[str, Any], known:
             raise unknown_option(f"{owner}: {setting}", option, known)
 
 
+EXAMPLES = {
+    "bind_key": "default",
+    "session_key": "db_session",
+    "connection_key": "db_connection",
+    "pool_key": "db_pool",
+}
+
+
 def text_setting(owner: str, setting: str, value: object) -> str:
     """`value`, if it is a text that can name something."""
     if not isinstance(value, str) or not value.strip():
-        raise ImproperConfigurationError(f"{owner}: {setting}={value!r}: a name is needed, such as 'default'.")
+        raise ImproperConfigurationError(
+            f"{owner}: {setting}={value!r}: a name is needed, such as {EXAMPLES[setting]!r}."
+        )
     return value

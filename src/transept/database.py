@@ -30,6 +30,7 @@ __all__ = [
     "Prepares",
     "Savepoints",
     "Sourced",
+    "refuse_class",
 ]
 
 S_co = TypeVar("S_co", covariant=True)
@@ -252,6 +253,14 @@ def state_keys(database: Database) -> dict[str, str]:
     return {setting: getattr(database, setting) for setting in settings if getattr(database, setting, "")}
 
 
+def refuse_class(setting: str, database: object) -> None:
+    """Raises ImproperConfigurationError: it is a class, and not an object of it."""
+    if isinstance(database, type):
+        raise ImproperConfigurationError(
+            f"{setting}: {database.__name__} is the class: pass an object, {database.__name__}(...)."
+        )
+
+
 class Databases:
     """Databases by name, in the order they were added.
 
@@ -285,6 +294,7 @@ class Databases:
         if not several:
             raise ImproperConfigurationError(f"{setting}=[]: at least one database configuration is needed.")
         for one in several:
+            refuse_class(setting, one)
             if not isinstance(getattr(one, "policy", None), Policy):
                 raise ImproperConfigurationError(
                     f"{setting} has {one!r}, which is no database: pass objects such as SQLAlchemyAsyncConfig(...)."
@@ -351,7 +361,9 @@ class Databases:
         return database
 
     def _default(self) -> Database:
-        if len(self._by_key) == 1 or (self._by_key and self._first_is_default):
+        if not self._by_key:
+            raise ImproperConfigurationError("this registry has no database yet: call add_config(...) first.")
+        if len(self._by_key) == 1 or self._first_is_default:
             return next(iter(self._by_key.values()))
         if "default" in self._by_key:
             return self._by_key["default"]

@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 from transept.context import LOOP
-from transept.database import Connects, Database, Databases, Gives
-from transept.errors import ImproperConfigurationError
+from transept.database import Connects, Database, Databases, Gives, refuse_class
+from transept.errors import ImproperConfigurationError, UsageError
 from transept.lifecycle import stop_all
 from transept.transaction import new_unit_of_work
 from transept.unit import Unit
@@ -37,6 +37,7 @@ class Registry(Databases):
         Raises:
             ImproperConfigurationError: its name, or one of its keys, is taken; or it is no database.
         """
+        refuse_class("add_config", config)
         if not callable(getattr(config, "rename", None)):
             raise ImproperConfigurationError(
                 f"add_config({config!r}): a database configuration is needed, such as AsyncpgConfig(...)."
@@ -121,6 +122,9 @@ class OwnUnit(Generic[S]):
         await self._block.__aexit__(kind, error, traceback)
 
     def __enter__(self) -> S:
+        if not self._database.blocking:
+            what = "provide_connection" if self._connection else "provide_session"
+            raise UsageError(f"{what}() of database {self._database.key!r}, whose driver is awaited: use `async with`.")
         unit = self._block.__enter__()
         try:
             return self._of(unit)

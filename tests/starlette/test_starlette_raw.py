@@ -22,7 +22,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from transept import DatabaseUnavailable, ImproperConfigurationError, OutsideScope, Registry, SQLError
+from transept import DatabaseUnavailable, ImproperConfigurationError, OutsideScope, Registry, SQLError, UsageError
 from transept.adapters.asyncpg import AsyncpgConfig
 from transept.config import FastAPIConfig, StarletteConfig
 from transept.extensions.starlette import Transept
@@ -642,6 +642,18 @@ async def test_a_name_that_nobody_has_is_refused_before_the_block(pg: RawDatabas
     registry = registry_of(pg.config())
     with pytest.raises(ImproperConfigurationError, match=r"No configuration found for key 'defualt'.*'default'"):
         registry.provide_session("defualt")
+
+
+async def test_a_plain_with_around_a_database_that_is_awaited_is_refused(lite: RawDatabase) -> None:
+    registry = registry_of(lite.config())
+    for block in (registry.provide_session(), registry.provide_connection("default")):
+        with pytest.raises(UsageError, match=r"database 'default', .*`async with`"), block:
+            pass
+
+
+def test_an_app_of_another_kind_is_refused(lite: RawDatabase) -> None:
+    with pytest.raises(ImproperConfigurationError, match="app='app': a Starlette app is needed"):
+        Transept(lite.config(), "app")  # type: ignore[arg-type] # what is tested
 
 
 async def test_close_all_pools_closes_and_the_next_use_opens_again(raw: RawDatabase) -> None:

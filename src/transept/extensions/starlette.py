@@ -85,7 +85,12 @@ class Extension:
         """Put the gate into the app's middleware, innermost, and tie the databases to its lifespan.
 
         A second `Transept` on one app joins the gate that is there. Called again for the same app, it does nothing.
+
+        Raises:
+            ImproperConfigurationError: it is no app, or has started, or another database has one of these names.
         """
+        if not isinstance(app, Starlette):
+            raise ImproperConfigurationError(f"app={app!r}: a Starlette app is needed.")
         registry = _registry_of(app)
         if registry is None:
             registry = Databases(self._registry)
