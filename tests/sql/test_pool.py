@@ -385,8 +385,8 @@ async def test_warming_connects_up_to_the_size_and_not_above(server):
     await pool.warm(2)
     await pool.warm(1)
     assert (pool.idle, server.made) == (2, 2)
-    with pytest.raises(ImproperConfigurationError, match=r"min_size=4: .* max_size=3"):
-        await pool.warm(4)
+    await pool.warm(4)
+    assert (pool.idle, server.made) == (3, 3)
 
 
 # Both
@@ -407,11 +407,27 @@ async def test_a_connection_is_given_back_once_to_the_pool_it_is_from(server, ki
     assert (pool.size, pool.idle) == (1, 1)
 
 
-@pytest.mark.parametrize("settings", [{"max_size": 0}, {"timeout": -1}, {"timeout": float("nan")}, {"max_idle": -0.1}])
-def test_wrong_settings_are_refused_by_name(settings):
-    ((name, value),) = settings.items()
-    with pytest.raises(ImproperConfigurationError, match=f"{name}={value}"):
-        PoolSettings("main", **settings)
+@pytest.mark.parametrize(
+    ("setting", "values", "allowed"),
+    [
+        ("max_size", [0, -1, "3", 2.5, True, None], "a whole number, 1 or more"),
+        ("min_size", [-1, 6, "2", 0.5, False, None], "at least 0 and at most max_size=5"),
+        ("timeout", [-1, float("nan"), "1", None, True], "seconds are needed, 0 or more"),
+        ("max_idle", [-0.1, "x", True, float("nan")], "seconds are needed, 0 or more, or None"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(setting, values, allowed):
+    for value in values:
+        said = f"MyConfig: pool_config: {setting}={value!r}: "
+        with pytest.raises(ImproperConfigurationError, match=f"^{said}.*{allowed}"):
+            PoolSettings("main", **{setting: value}, owner="MyConfig: pool_config")
+
+
+def test_a_setting_is_refused_by_the_name_that_it_was_given():
+    spellings = {"max_idle": "pool_recycle", "max_size": "maxsize", "min_size": "minsize"}
+    for wrong, said in (({"max_idle": "x"}, "pool_recycle='x'"), ({"min_size": 6}, r"minsize=6: .* maxsize=5")):
+        with pytest.raises(ImproperConfigurationError, match=said):
+            PoolSettings("main", **wrong, spellings=spellings)
 
 
 # Threads

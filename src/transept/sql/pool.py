@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Generic, TypeVar
 
@@ -39,25 +39,44 @@ class PoolSettings:
         max_size: how many connections there are at most at any time, those that are being made or closed among them.
         timeout: seconds to wait for a connection to become free. Connecting has the driver's own timeout.
         max_idle: seconds after which an idle connection is closed when somebody next asks for one; None: never.
+        min_size: how many connections there are from the start.
+        owner: whose settings these are, for errors.
+        spellings: how settings that were given by another name are called there, by their name here.
 
     Raises:
-        ImproperConfigurationError: a size below 1, or seconds that are negative.
+        ImproperConfigurationError: a size that is no whole number or out of range, or seconds that are none.
     """
 
     database: str
     max_size: int = 5
     timeout: float = 10.0
     max_idle: float | None = None
+    min_size: int = 0
+    owner: str = "PoolSettings"
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.max_size < 1:
-            raise ImproperConfigurationError(f"max_size={self.max_size!r}: a pool has at least 1 connection.")
-        if not self.timeout >= 0:
-            raise ImproperConfigurationError(f"timeout={self.timeout!r}: seconds are needed, 0 or more.")
-        if self.max_idle is not None and not self.max_idle >= 0:
-            raise ImproperConfigurationError(
-                f"max_idle={self.max_idle!r}: seconds are needed, 0 or more, or None to keep idle connections."
-            )
+        if not _is_size(self.max_size) or self.max_size < 1:
+            raise self._refused("max_size", "a pool has at least 1 connection: give a whole number, 1 or more.")
+        if not _is_size(self.min_size) or not 0 <= self.min_size <= self.max_size:
+            most = f"{self.spellings.get('max_size', 'max_size')}={self.max_size}"
+            raise self._refused("min_size", f"give a whole number, at least 0 and at most {most}.")
+        if not _are_seconds(self.timeout):
+            raise self._refused("timeout", "seconds are needed, 0 or more.")
+        if self.max_idle is not None and not _are_seconds(self.max_idle):
+            raise self._refused("max_idle", "seconds are needed, 0 or more, or None to keep idle connections.")
+
+    def _refused(self, setting: str, allowed: str) -> ImproperConfigurationError:
+        name = self.spellings.get(setting, setting)
+        return ImproperConfigurationError(f"{self.owner}: {name}={getattr(self, setting)!r}: {allowed}")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
 
 
 class _Pool(Generic[C, W]):
@@ -84,12 +103,6 @@ class _Pool(Generic[C, W]):
 
     def _timed_out(self) -> PoolTimeout:
         return PoolTimeout(self.settings.database, self.settings.timeout, self._stock.holders(monotonic()))
-
-    def _check_min_size(self, min_size: int) -> None:
-        if not 0 <= min_size <= self.settings.max_size:
-            raise ImproperConfigurationError(
-                f"min_size={min_size!r}: at least 0 and at most max_size={self.settings.max_size} connections."
-            )
 
     def _warn_of_close(self) -> None:
         logger.warning("a connection to %r could not be closed", self.settings.database, exc_info=True)
@@ -148,11 +161,10 @@ class AsyncPool(_Pool[C, "asyncio.Future[C | None]"]):
         """
         self._let_connect(self._stock.drop(connection, monotonic()))
 
-    async def warm(self, min_size: int) -> None:
-        """Connect, one after the other, until there are `min_size` connections. Raises what connecting raises."""
-        self._check_min_size(min_size)
+    async def warm(self, connections: int) -> None:
+        """Connect, one after the other, until there are `connections`, at most `max_size`; raises what that raises."""
         loop = asyncio.get_running_loop()
-        while self._stock.reserve(slot := loop.create_future(), min_size, holder=WARMING, now=monotonic()):
+        while self._stock.reserve(slot := loop.create_future(), connections, holder=WARMING, now=monotonic()):
             self.release(await self._connect_for(slot))
 
     async def close(self) -> None:
@@ -273,13 +285,12 @@ class ThreadPool(_Pool[C, "futures.Future[C | None]"]):
         with self._lock:
             self._let_connect(self._stock.drop(connection, monotonic()))
 
-    def warm(self, min_size: int) -> None:
-        """Connect, one after the other, until there are `min_size` connections. Raises what connecting raises."""
-        self._check_min_size(min_size)
+    def warm(self, connections: int) -> None:
+        """Connect, one after the other, until there are `connections`, at most `max_size`; raises what that raises."""
         while True:
             slot: futures.Future[C | None] = futures.Future()
             with self._lock:
-                if not self._stock.reserve(slot, min_size, holder=WARMING, now=monotonic()):
+                if not self._stock.reserve(slot, connections, holder=WARMING, now=monotonic()):
                     return
             self.release(self._connect_for(slot))
 

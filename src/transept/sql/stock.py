@@ -96,8 +96,8 @@ class Stock(Generic[C, W]):
         return False
 
     def reserve(self, waiter: W, size: int, *, holder: str, now: float) -> bool:
-        """Whether fewer than `size` slots are in use, so that `waiter` may connect. It does not wait."""
-        if self.size >= size:
+        """Whether fewer than `size` slots, and than `max_size`, are in use: `waiter` may connect. It does not wait."""
+        if self.size >= min(size, self.max_size):
             return False
         self._connecting[waiter] = (holder, now, self._generation)
         return True
