@@ -274,6 +274,7 @@ def options_checked(owner: str, setting: str, options: Mapping[str, Any], known:
     """
     checked(setting, options, Mapping, owner)
     for option in options:
+        checked(f"{setting} key", option, str, owner)
         if option not in known:
             raise unknown_option(f"{owner}: {setting}", option, known)
 

@@ -11,15 +11,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
-import aiosqlite
+try:
+    import aiosqlite
+except ImportError as error:
+    raise ImportError("transept.adapters.aiosqlite needs aiosqlite: pip install 'transept[aiosqlite]'") from error
 
 from transept._loops import PerLoop, started
 from transept._sqlite import begin_statement
 from transept.config import configuration
 from transept.errors import CommitFailed, UsageError
-from transept.sql.faults import Fault, of_sqlite
+from transept.sql.faults import Fault
 from transept.sql.kinds import Kind
-from transept.sql.lite import LiteSettings
+from transept.sql.lite import LiteCursor, LiteLink, LiteSettings, run
 from transept.sql.pool import AsyncPool
 from transept.sql.result import Result
 from transept.sql.settings import AsyncSettings
@@ -41,9 +44,10 @@ class AiosqliteConfig(AsyncSettings, LiteSettings):
     """A SQLite database through aiosqlite; the settings of `DriverSettings`.
 
     Args:
-        pool_config: the keywords of `aiosqlite.connect`, such as ``{"database": "app.db"}``, or a ``dsn``; and of the
-            pool: ``max_size`` (5), ``min_size``, ``max_idle`` in seconds. ``":memory:"`` is one in-memory database that
-            lives until it is stopped and that all connections share.
+        pool_config: the keywords of `aiosqlite.connect`, such as ``{"database": "app.db"}``, or a ``dsn``, such as
+            ``"sqlite:///app.db?mode=ro"``; and of the pool: ``max_size`` (5), ``min_size``, ``max_idle`` in seconds.
+            ``timeout`` is how many seconds a statement waits while another transaction writes, 5 unless it is given.
+            ``":memory:"`` is one in-memory database that lives until it is stopped and that all connections share.
 
     The pool is Transept's, one for each event loop, and closed at shutdown or with its loop.
     """
@@ -53,15 +57,11 @@ class AiosqliteConfig(AsyncSettings, LiteSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._chunk_size = self._options.pop("iter_chunk_size", 64)
-        self._pool_settings()
         self._pools = PerLoop(self._new_pool, _close_pool)
 
     @classmethod
     def pool_options(cls) -> frozenset[str]:
         return super().pool_options() | {"iter_chunk_size"}
-
-    def fault_of(self, error: BaseException) -> Fault | None:
-        return of_sqlite(error)
 
     async def link(self, holder: str) -> AiosqliteLink:
         return await self._pools.get().acquire(holder)
@@ -147,7 +147,7 @@ class Work:
         self.fetchall = fetchall
 
 
-class AiosqliteLink:
+class AiosqliteLink(LiteLink):
     """One connection; pooled as it is.
 
     A statement whose user is cancelled runs on in the thread, or has yet to: what it did cannot be kept, and what comes
@@ -155,8 +155,6 @@ class AiosqliteLink:
     """
 
     __slots__ = ("_cancelled_at", "_left", "_pool", "_raw", "_savepoints", "connection")
-
-    fresh = True  # a file does not go away between two uses
 
     def __init__(self, connection: aiosqlite.Connection, raw: sqlite3.Connection, pool: LitePool) -> None:
         self.connection = connection
@@ -179,12 +177,6 @@ class AiosqliteLink:
             raise
         return done
 
-    def runs_bare(self, kind: Kind) -> bool:
-        return False
-
-    def refused_bare(self, fault: Fault) -> bool:
-        return False
-
     async def begin(self, may_write: bool) -> None:
         self._savepoints = 0
         await self.do(lambda: self._raw.execute(begin_statement(may_write)))
@@ -193,7 +185,7 @@ class AiosqliteLink:
         if kind.verb == "SAVEPOINT":
             return await self._command(sql)
         self._check()
-        return await self.do(lambda: _run(self._raw, sql, values))
+        return await self.do(lambda: run(self._raw, sql, values))
 
     async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
         self._check()
@@ -202,11 +194,11 @@ class AiosqliteLink:
     async def run_script(self, script: str) -> None:
         self._check()
 
-        def run() -> None:
+        def run_all() -> None:
             for statement in split(script, "sqlite"):
                 self._raw.execute(statement)
 
-        await self.do(run)
+        await self.do(run_all)
 
     async def cursor(self, sql: str, values: Sequence[Any]) -> AiosqliteCursor:
         self._check()
@@ -218,9 +210,6 @@ class AiosqliteLink:
             return False
         await self.do(lambda: self._raw.execute("BEGIN"))
         return True
-
-    async def gone(self) -> str | None:
-        return None
 
     async def commit(self) -> None:
         if self._cancelled_at is not None:
@@ -252,7 +241,7 @@ class AiosqliteLink:
         heals = found is not None and found[1] != "SAVEPOINT"
         if not heals:
             self._check()
-        result = await self.do(lambda: _run(self._raw, sql, ()))
+        result = await self.do(lambda: run(self._raw, sql, ()))
         if heals and self._cancelled_at is not None and number <= self._cancelled_at:
             self._cancelled_at = None
             self._left = False
@@ -304,30 +293,20 @@ class AiosqliteLink:
         return done
 
 
-class AiosqliteCursor:
+class AiosqliteCursor(LiteCursor):
     """A statement that has rows left."""
 
-    def __init__(self, link: AiosqliteLink, cursor: sqlite3.Cursor) -> None:
-        self._link = link
-        self._cursor = cursor
+    __slots__ = ("_link",)
 
-    @property
-    def column_names(self) -> tuple[str, ...]:
-        return tuple(column[0] for column in self._cursor.description or ())
+    def __init__(self, link: AiosqliteLink, cursor: sqlite3.Cursor) -> None:
+        super().__init__(cursor)
+        self._link = link
 
     async def fetch(self, count: int) -> Sequence[Sequence[Any]]:
         return await self._link.do(lambda: self._cursor.fetchmany(count))
 
     async def close(self) -> None:
         await self._link.do(self._cursor.close)
-
-
-def _run(raw: sqlite3.Connection, sql: str, values: Sequence[Any]) -> Result:
-    cursor = raw.execute(sql, values)
-    if cursor.description is None:
-        return Result((), (), cursor.rowcount, cursor.lastrowid)
-    rows = cursor.fetchall()
-    return Result(cursor.description, rows, len(rows))
 
 
 def _roll_back(raw: sqlite3.Connection) -> None:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from transept._sqlite import begin_statement
 from transept.config import configuration
-from transept.sql.faults import Fault, of_sqlite
+from transept.sql.faults import Fault
 from transept.sql.kinds import Kind
-from transept.sql.lite import LiteSettings
+from transept.sql.lite import LiteCursor, LiteLink, LiteSettings, run
 from transept.sql.pool import ThreadPool
 from transept.sql.result import Result
 from transept.sql.settings import BlockingSettings
@@ -24,9 +24,10 @@ class SqliteConfig(BlockingSettings, LiteSettings):
     """A SQLite database, for blocking code; the settings of `DriverSettings`.
 
     Args:
-        pool_config: the keywords of `sqlite3.connect`, such as ``{"database": "app.db"}``, or a ``dsn``; and of the
-            pool: ``max_size`` (5), ``min_size``, ``max_idle`` in seconds. ``":memory:"`` is one in-memory database that
-            lives until it is stopped and that all threads share.
+        pool_config: the keywords of `sqlite3.connect`, such as ``{"database": "app.db"}``, or a ``dsn``, such as
+            ``"sqlite:///app.db?mode=ro"``; and of the pool: ``max_size`` (5), ``min_size``, ``max_idle`` in seconds.
+            ``timeout`` is how many seconds a statement waits while another transaction writes, 5 unless it is given.
+            ``":memory:"`` is one in-memory database that lives until it is stopped and that all threads share.
     """
 
     driver_connection: ClassVar[type] = sqlite3.Connection
@@ -34,9 +35,6 @@ class SqliteConfig(BlockingSettings, LiteSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._pool = ThreadPool(self._connect, SqliteLink.close, self._pool_settings())
-
-    def fault_of(self, error: BaseException) -> Fault | None:
-        return of_sqlite(error)
 
     async def link(self, holder: str) -> SqliteLink:
         return self._pool.acquire(holder)
@@ -61,32 +59,20 @@ class SqliteConfig(BlockingSettings, LiteSettings):
         return SqliteLink(self._connected(), self._pool)
 
 
-class SqliteLink:
+class SqliteLink(LiteLink):
     """One connection; pooled as it is."""
 
     __slots__ = ("_pool", "connection")
-
-    fresh = True  # a file does not go away between two uses
 
     def __init__(self, connection: sqlite3.Connection, pool: ThreadPool[SqliteLink]) -> None:
         self.connection = connection
         self._pool = pool
 
-    def runs_bare(self, kind: Kind) -> bool:
-        return False
-
-    def refused_bare(self, fault: Fault) -> bool:
-        return False
-
     async def begin(self, may_write: bool) -> None:
         self.connection.execute(begin_statement(may_write))
 
     async def run(self, sql: str, values: Sequence[Any], kind: Kind) -> Result:
-        cursor = self.connection.execute(sql, values)
-        if cursor.description is None:
-            return Result((), (), cursor.rowcount, cursor.lastrowid)
-        rows = cursor.fetchall()
-        return Result(cursor.description, rows, len(rows))
+        return run(self.connection, sql, values)
 
     async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
         return self.connection.executemany(sql, sets).rowcount
@@ -104,9 +90,6 @@ class SqliteLink:
             return False
         self.connection.execute("BEGIN")
         return True
-
-    async def gone(self) -> str | None:
-        return None
 
     async def commit(self) -> None:
         self.connection.execute("COMMIT")
@@ -126,15 +109,10 @@ class SqliteLink:
         self.connection.close()
 
 
-class SqliteCursor:
+class SqliteCursor(LiteCursor):
     """A statement that has rows left."""
 
-    def __init__(self, cursor: sqlite3.Cursor) -> None:
-        self._cursor = cursor
-
-    @property
-    def column_names(self) -> tuple[str, ...]:
-        return tuple(column[0] for column in self._cursor.description or ())
+    __slots__ = ()
 
     async def fetch(self, count: int) -> Sequence[Sequence[Any]]:
         return self._cursor.fetchmany(count)

@@ -20,12 +20,13 @@ from transept.errors import ImproperConfigurationError, PoolBusyOnLoop, PoolTime
 from transept.sql.stock import Stock
 from transept.turn import on_loop
 
-__all__ = ["AsyncPool", "PoolSettings", "ThreadPool"]
+__all__ = ["SIZES", "AsyncPool", "PoolSettings", "ThreadPool"]
 
 C = TypeVar("C")
 W = TypeVar("W", bound=Hashable)
 
 WARMING = "the start of the pool"
+SIZES = ("min_size", "max_size", "max_idle")
 
 logger = logging.getLogger("transept")
 
