@@ -10,17 +10,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from transept.context import CURRENT, LOOP
-from transept.errors import CommitFailed, CommitInDoubt, UsageError, inside_a_block
+from transept.errors import CommitFailed, CommitInDoubt, ProgrammingError, SQLError, UsageError, inside_a_block
 from transept.hooks import Hooks
 from transept.sql.controls import Control, control_of, read_too_late, statements_of
 from transept.sql.core import compiled_many
 from transept.sql.cursors import OpenCursors
-from transept.sql.faults import sql_error
+from transept.sql.faults import Fault, sql_error
 from transept.sql.kinds import Kind
 from transept.sql.link import Cursor, Link, Linker
 from transept.sql.prepared import Arguments, Prepared, known_statements, prepare
 from transept.sql.result import Result
-from transept.sql.statement import render_many
+from transept.sql.statement import forgotten, render_many
 from transept.sql.values import adapt
 from transept.turn import TaskTurn, ThreadTurn
 
@@ -118,7 +118,7 @@ class SQLHandle(Generic[S, C]):
             try:
                 result = await link.run(sql, values, kind)
             except Exception as error:
-                await self._fail(error, sql)
+                await self._fail(error, sql, alone=not values)
             if not kind.reads:
                 self._wrote = True
             return result
@@ -366,7 +366,7 @@ class SQLHandle(Generic[S, C]):
                     if fault is None:
                         raise
                     if not fault.lost or link.fresh:
-                        raise sql_error(fault, error, self._database.key, sql) from error
+                        raise self._said_no(fault, error, sql, alone=bare is not None and not bare[1]) from error
         finally:
             self._beginning = False
 
@@ -448,8 +448,11 @@ class SQLHandle(Generic[S, C]):
         except Exception as error:
             await self._fail(error, sql)
 
-    async def _fail(self, error: Exception, sql: str | None, *, raw: bool = False) -> NoReturn:
-        """Raise what stands for an error of the driver, and take note of what it means for the transaction."""
+    async def _fail(self, error: Exception, sql: str | None, *, raw: bool = False, alone: bool = False) -> NoReturn:
+        """Raise what stands for an error of the driver, and take note of what it means for the transaction.
+
+        `alone`: the statement was given no values.
+        """
         fault = self._database.fault_of(error)
         if not self._ended:
             self._failed = str(error).strip().split("\n")[0] or type(error).__name__
@@ -457,7 +460,15 @@ class SQLHandle(Generic[S, C]):
                 self._ended = fault.lost or await self._link.ended_by(fault)
         if fault is None or raw:
             raise error
-        raise sql_error(fault, error, self._database.key, sql) from error
+        raise self._said_no(fault, error, sql, alone=alone) from error
+
+    def _said_no(self, fault: Fault, error: BaseException, sql: str | None, *, alone: bool = False) -> SQLError:
+        made = sql_error(fault, error, self._database.key, sql)
+        if alone and sql is not None and isinstance(made, ProgrammingError):
+            hint = forgotten(sql, self._database.notation.dialect)
+            if hint is not None:
+                made.add_note(f"transept: {hint}.")
+        return made
 
     async def _let_go(self, link: Link) -> None:
         self._link = None
