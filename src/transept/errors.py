@@ -225,8 +225,8 @@ class SQLError(DatabaseSaidNo):
     """A raw driver's error, in the one family that all drivers share; its own error is ``__cause__``.
 
     ``database`` is the database's key; ``code`` the SQLSTATE (PostgreSQL) or the vendor's number (MySQL, MariaDB,
-    SQLite), None if the server gave none; ``message`` what the driver said; ``sql`` the statement, None for a COMMIT or
-    a connect. `retryable` says whether the same unit of work may succeed when it is done again from its start.
+    SQLite), None if the server gave none; ``message`` what the driver said; ``sql`` the statement, None where there
+    is none. `retryable` says whether the same unit of work may succeed when it is done again from its start.
     """
 
     retryable: ClassVar[bool] = False
@@ -341,9 +341,14 @@ def unknown_value(setting: str, value: object, allowed: Iterable[str]) -> Improp
     return ImproperConfigurationError(f"{setting}={value!r} is not known.{hint} Allowed: {_names(known)}.")
 
 
+NAMES_OF_A_DATABASE = ("database", "db", "dbname")
+
+
 def unknown_option(owner: str, option: str, known: Iterable[str]) -> ImproperConfigurationError:
     """The error for an option that `owner` does not have: names it and the nearest known one."""
     names = sorted(known)
-    near = get_close_matches(option, names, n=1, cutoff=0.6)
-    hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(names)}."
+    same = [name for name in names if option in NAMES_OF_A_DATABASE and name in NAMES_OF_A_DATABASE]
+    near = same or get_close_matches(str(option), names, n=1, cutoff=0.6)
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(names[:10])}{more}."
     return ImproperConfigurationError(f"{owner} has no option {option!r}. {hint}")

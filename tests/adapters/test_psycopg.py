@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import Context
@@ -591,8 +592,18 @@ def test_libpq_keywords_and_schemes_with_a_driver_are_taken(config: Any, postgre
         ({"min_sise": 1}, "Did you mean 'min_size'"),
         ({"open": True}, "no option 'open'"),
         ({"dsn": "postgresql://a", "conninfo": "postgresql://b"}, "give one of them"),
-        ({"dsn": "nonsense"}, "conninfo"),
-        ({"min_size": 5, "max_size": 2}, "max_size"),
+        ({"dsn": "nonsense"}, "conninfo.*cannot be read .missing .*a URL is needed"),
+        ({"dsn": "postgresql://h:abc/d"}, "'port'.='abc': a whole number"),
+        ({"dsn": "postgresql://h/d?sslmod=x"}, "no option 'sslmod'. Did you mean 'sslmode'"),
+        ({"dsn": 5}, "'conninfo'.=5: a str"),
+        ({"host": "h", "port": "abc"}, "'port'.='abc': a whole number"),
+        ({"min_size": 5, "max_size": 2}, "'min_size'.=5: at most max_size=2"),
+        ({"min_size": "3"}, "'min_size'.='3': a whole number from 0"),
+        ({"max_size": 0}, "'max_size'.=0: a whole number from 1"),
+        ({"kwargs": 3}, "'kwargs'.=3: a Mapping"),
+        ({"database": "app"}, "Did you mean 'dbname'"),
+        ({"db": "app"}, "Did you mean 'dbname'"),
+        ({"zzzzzz": 1}, r"It has: (\w+, ){9}\w+ and \d+ more"),
         ({"num_workers": 0}, "num_workers"),
         ({"kwargs": dict, "host": "a"}, "callable"),
     ],
@@ -601,3 +612,35 @@ def test_libpq_keywords_and_schemes_with_a_driver_are_taken(config: Any, postgre
 def test_wrong_settings_are_refused_at_construction(config: Any, pool_config: dict[str, Any], said: str) -> None:
     with pytest.raises(ImproperConfigurationError, match=said):
         config(pool_config=pool_config)
+
+
+@pytest.mark.parametrize(
+    "conninfo",
+    [
+        "postgresql://u:hidden@[h/d",
+        "postgresql://u:hid%zzden@h/d",
+        "oracle://u:hidden@h/d",
+        "host=h password=my hidden",
+        "password='hidden",
+    ],
+)
+@each_colour
+def test_a_conninfo_that_cannot_be_read_shows_no_password(config: Any, conninfo: str) -> None:
+    with pytest.raises(ImproperConfigurationError, match="cannot be read") as caught:
+        config(pool_config={"conninfo": conninfo})
+    assert "hid" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("sys.modules['psycopg_pool'] = None", "import of psycopg_pool halted"),
+        ("os.environ['PSYCOPG_IMPL'] = 'nonsense'", "requested psycopg implementation 'nonsense' unknown"),
+    ],
+)
+def test_without_psycopg_it_is_said_what_to_install_and_what_psycopg_says(missing: str, said: str) -> None:
+    program = f"import os, sys; {missing}; import transept.adapters.psycopg"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith("ImportError: transept.adapters.psycopg needs psycopg and psycopg_pool: pip install")
+    assert said in last

@@ -580,6 +580,22 @@ async def test_a_session_that_was_ended_while_it_was_idle(place, name, then):
         assert faults.sql_error(fault, error, "main", then).message
 
 
+@pytest.mark.parametrize("name", ["asyncpg"])
+@pytest.mark.parametrize("then", ["SELECT 1", "COMMIT"])
+async def test_a_session_that_was_ended_while_it_was_taken_from_asyncpgs_pool(place, name, then):
+    async with asyncpg.create_pool(place.at.dsn, min_size=0, max_size=1) as pool, pool.acquire() as connection:
+        await connection.execute("BEGIN")
+        prepared = await connection.prepare("SELECT 1")
+        await end(place, connection.get_server_pid())
+        await asyncio.sleep(0.1)
+
+        async def use(call, *sql):
+            await call(*sql)
+
+        for using in (use(connection.execute, then), use(prepared.fetch)):
+            assert await place.fault(using) == Fault(errors.DatabaseUnavailable, lost=True)
+
+
 @pytest.mark.parametrize("name", ON_SQLITE)
 async def test_a_connection_that_was_closed(place, name):
     door = await place.open()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import TransactionStatus
 
 from transept.errors import CommitFailed
-from transept.sql.faults import Fault, of_psycopg
+from transept.sql.faults import Fault
 from transept.sql.kinds import Kind, kind_of
 from transept.sql.postgres import DECLARED, NATIVES, Session
 from transept.sql.result import KeptCursor, Result
@@ -19,13 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PsycopgLink"]
 
-logger = logging.getLogger("transept")
-
 
 class PsycopgLink:
     """One connection for one transaction, begun and ended in SQL, so that COMMIT's own answer is seen."""
 
-    __slots__ = ("_connection", "_cursor", "_cursors", "_done", "_pool", "_session", "fresh")
+    __slots__ = ("_connection", "_cursor", "_cursors", "_done", "_pool", "fresh", "session")
 
     def __init__(self, pool: Pool, connection: Any, session: Session, *, fresh: bool) -> None:
         self._pool = pool
@@ -33,43 +30,29 @@ class PsycopgLink:
         self._connection = connection
         self._cursor = pool.cursor(connection)
         self._cursors = 0
-        self._session = session
+        self.session = session
         self.fresh = fresh
 
     @property
     def connection(self) -> Any:
-        self._session.touch()
+        self.session.touch()
         return self._connection
 
-    async def ask(self) -> bool:
-        """Ask what the server vouches for, if it is time to; False if the connection had died in the pool."""
-        if not self._session.must_ask():
-            return True
-        try:
-            await self.command(self._session.proof)
-            self._session.answered((await self._done(self._cursor.fetchone()))[0])
-        except BaseException as error:
-            fault = of_psycopg(error)
-            if fault is None or fault.lost:
-                await self.drop()
-                if fault is None or self.fresh:
-                    raise
-                return False
-            self._session.answered(None)
-            logger.warning("database %r: no round trips are saved: %r", self._pool.key, error)
-        return True
+    async def ask(self, sql: str) -> Any:
+        await self.command(sql)
+        return (await self._done(self._cursor.fetchone()))[0]
 
     def runs_bare(self, kind: Kind) -> bool:
-        return self._session.runs_bare(kind)
+        return self.session.runs_bare(kind)
 
     def refused_bare(self, fault: Fault) -> bool:
-        return self._session.refused_bare(fault)
+        return self.session.refused_bare(fault)
 
     async def begin(self, may_write: bool) -> None:
-        await self.command(self._session.begin)
+        await self.command(self.session.begin)
 
     async def run(self, sql: str, values: Sequence[Any], kind: Kind) -> Result:
-        self._session.ran(kind)
+        self.session.ran(kind)
         cursor = self._cursor
         await self._done(cursor.execute(sql, values or None))
         names = self.names()
@@ -77,20 +60,20 @@ class PsycopgLink:
         return Result(names, rows, cursor.rowcount, None, NATIVES)
 
     async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
-        self._session.ran(kind_of(sql, "postgresql"))
+        self.session.ran(kind_of(sql, "postgresql"))
         await self._done(self._cursor.executemany(sql, sets))
         count: int = self._cursor.rowcount
         return count
 
     async def run_script(self, script: str) -> None:
-        self._session.touch()
+        self.session.touch()
         await self.command(script)
 
     async def cursor(self, sql: str, values: Sequence[Any]) -> PsycopgCursor | KeptCursor:
         kind = kind_of(sql, "postgresql")
         if kind.verb not in DECLARED:
             return KeptCursor(await self.run(sql, values, kind))
-        self._session.ran(kind)
+        self.session.ran(kind)
         self._cursors += 1
         name = f"transept_stream_{self._cursors}"
         await self._done(self._cursor.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}", values or None))
@@ -116,7 +99,7 @@ class PsycopgLink:
 
     async def release(self) -> None:
         try:
-            if self._session.needs_reset() and self.status() is not TransactionStatus.UNKNOWN:
+            if self.session.needs_reset() and self.status() is not TransactionStatus.UNKNOWN:
                 await self._pool.reset(self._connection)
         except BaseException:
             await self.drop()

@@ -23,14 +23,14 @@ from transept.adapters._psycopg_link import PsycopgLink
 from transept.errors import DatabaseUnavailable, PoolBusyOnLoop, PoolTimeout, SQLError
 from transept.sql.faults import of_psycopg, sql_error
 from transept.sql.holders import Holders
-from transept.sql.postgres import RESET, Savings, Session, decode_json
+from transept.sql.postgres import READ_ONLY, RESET, Savings, Session, decode_json, vouched
 from transept.sql.settings import DriverSettings
 from transept.turn import on_loop
 
 __all__ = ["AWAITED", "BLOCKING", "Colour", "Pool"]
 
 PAST_US = "a user of the driver's pool"
-WRITABLE = "SET default_transaction_read_only = off"
+WRITABLE = f"SET {READ_ONLY} = off"
 
 logger = logging.getLogger("transept")
 
@@ -197,10 +197,7 @@ class Pool:
             raise
 
     async def link(self, holder: str) -> PsycopgLink:
-        while True:
-            link = await self._taken(holder)
-            if await link.ask():
-                return link
+        return await vouched(self._taken, holder, fault_of=of_psycopg, key=self.key)
 
     async def give_back(self, connection: Any) -> None:
         self._let_go(connection)

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
-import asyncpg
+try:
+    import asyncpg
+except ImportError as error:
+    raise ImportError("transept.adapters.asyncpg needs asyncpg: pip install 'transept[asyncpg]'") from error
 
 from transept._loops import PerLoop
 from transept.config import checked, configuration
-from transept.errors import CommitFailed, PoolTimeout
+from transept.errors import CommitFailed, ImproperConfigurationError, PoolTimeout
 from transept.sql.faults import Fault, of_asyncpg
 from transept.sql.holders import Holders
 from transept.sql.kinds import Kind, kind_of
-from transept.sql.postgres import DECLARED, NATIVES, WHO_AND_TEMP, Savings, Session, decode_json, encode_json
+from transept.sql.postgres import (
+    DECLARED,
+    NATIVES,
+    READ_ONLY,
+    WHO_AND_TEMP,
+    Savings,
+    Session,
+    decode_json,
+    encode_json,
+    pool_sizes,
+    port_checked,
+    url_without_driver,
+    vouched,
+)
 from transept.sql.result import KeptCursor, Result
 from transept.sql.settings import AsyncSettings
 from transept.sql.statement import Notation
@@ -26,10 +41,8 @@ from transept.sql.values import ASYNCPG_TYPES, Table
 
 __all__ = ["AsyncpgConfig"]
 
-READ_ONLY = "default_transaction_read_only"
 OURS: ContextVar[bool] = ContextVar("transept_asyncpg_acquires", default=False)
-
-logger = logging.getLogger("transept")
+ASKED_FOR: ContextVar[bool] = ContextVar("transept_asyncpg_is_closed", default=False)
 
 
 @configuration
@@ -58,6 +71,7 @@ class AsyncpgConfig(AsyncSettings):
         super().__post_init__()
         checked("bare_reads", self.bare_reads, bool, "AsyncpgConfig")
         checked("skip_reset", self.skip_reset, bool, "AsyncpgConfig")
+        self._options = connect_options("AsyncpgConfig", self.pool_config)
         self._pools = PerLoop(lambda: LoopPool(self), LoopPool.close)
 
     @classmethod
@@ -76,7 +90,11 @@ class AsyncpgConfig(AsyncSettings):
         await self._pools.get().warm(connections)
 
     async def stop(self) -> None:
-        await self._pools.close()
+        asked = ASKED_FOR.set(True)
+        try:
+            await self._pools.close()
+        finally:
+            ASKED_FOR.reset(asked)
 
     async def provide_pool(self) -> Any:
         """asyncpg's pool of the running event loop, to be used as any other."""
@@ -87,13 +105,30 @@ class AsyncpgConfig(AsyncSettings):
         await self.stop()
 
 
+def connect_options(owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What asyncpg takes, of a pool_config; what can be known to be wrong is refused."""
+    options = dict(given)
+    options["min_size"], options["max_size"] = pool_sizes(owner, options)
+    port_checked(owner, options.get("port"))
+    if options.get("dsn") is not None:
+        dsn = options["dsn"] = url_without_driver(owner, "dsn", options["dsn"])
+        if not dsn.startswith(("postgresql://", "postgres://")):
+            # not all of it: there may be a password
+            shown = f"{dsn.split('://', 1)[0]}://..." if "://" in dsn else "..."
+            raise ImproperConfigurationError(
+                f"{owner}: pool_config['dsn']={shown!r}: a URL is needed, such as "
+                "'postgresql://user:password@localhost/app'."
+            )
+    return options
+
+
 class LoopPool:
     """The pool of one event loop, opened by the first that needs it."""
 
     def __init__(self, config: AsyncpgConfig) -> None:
-        options = dict(config.pool_config)
+        options = dict(config._options)
         self._config = config
-        self._min_size = options.pop("min_size", 0)
+        options["min_size"] = 0  # `warm` makes them
         self._users_init = options.pop("init", None)
         self._users_setup = options.pop("setup", None)
         self._users_reset = options.pop("reset", None)
@@ -103,7 +138,7 @@ class LoopPool:
         )
         if self._bare_reads:
             options["server_settings"] = {READ_ONLY: "on", **(options.get("server_settings") or {})}
-        self._options: dict[str, Any] = {"max_size": max(10, self._min_size), **options}
+        self._options = options
         self._opening = asyncio.Lock()
         self._pool: Any = None
         self._sessions: dict[int, Session] = {}
@@ -116,14 +151,16 @@ class LoopPool:
             async with self._opening:
                 if self._pool is None:
                     self._pool = await asyncpg.create_pool(
-                        min_size=0, init=self._init, setup=self._setup, reset=self._reset, **self._options
+                        init=self._init, setup=self._setup, reset=self._reset, **self._options
                     )
                     self._config._announce(self._pool)
         return self._pool
 
     async def warm(self, connections: int) -> None:
         pool = await self.opened()
-        taken = await asyncio.gather(*(pool.acquire() for _ in range(connections)), return_exceptions=True)
+        seconds = self._config.pool_timeout
+        acquires = [pool.acquire(timeout=seconds) for _ in range(connections)]
+        taken = await asyncio.gather(*acquires, return_exceptions=True)
         failures = [one for one in taken if isinstance(one, BaseException)]
         for one in taken:
             if not isinstance(one, BaseException):
@@ -132,10 +169,7 @@ class LoopPool:
             raise failures[0]
 
     async def link(self, holder: str) -> AsyncpgLink:
-        while True:
-            link = await self._taken(holder)
-            if await link.ask():
-                return link
+        return await vouched(self._taken, holder, fault_of=of_asyncpg, key=self._config.key)
 
     async def _taken(self, holder: str) -> AsyncpgLink:
         pool = self._pool or await self.opened()
@@ -165,6 +199,8 @@ class LoopPool:
         after a lone read.
         """
         self.holders.gave_back(connection)
+        if connection._con is None:  # it was lost: the pool may have given its place to somebody else
+            return
         holder = getattr(connection, "_holder", None)
         await (self._pool.release(connection) if holder is None else holder.release(None))
 
@@ -177,6 +213,9 @@ class LoopPool:
     async def close(self) -> None:
         pool, self._pool = self._pool, None
         if pool is None:
+            return
+        if not ASKED_FOR.get() and pool.get_idle_size() < pool.get_size():
+            pool.terminate()  # its loop ends: nobody can give a connection back any more
             return
         try:
             async with asyncio.timeout(self._config.pool_timeout):
@@ -226,69 +265,65 @@ class LoopPool:
 class AsyncpgLink:
     """One asyncpg connection for one transaction, begun and ended in SQL, so that COMMIT's own answer is seen."""
 
-    __slots__ = ("_connection", "_cursors", "_pool", "_session", "fresh")
+    __slots__ = ("_connection", "_cursors", "_in_step", "_pool", "fresh", "session")
 
     def __init__(self, pool: LoopPool, connection: Any, session: Session, *, fresh: bool) -> None:
         self._pool = pool
         self._connection = connection
         self._cursors = 0
-        self._session = session
+        self._in_step = True
+        self.session = session
         self.fresh = fresh
 
     @property
     def connection(self) -> Any:
-        self._session.touch()
+        self.session.touch()
         return self._connection
 
-    async def ask(self) -> bool:
-        """Ask what the server vouches for, if it is time to; False if the connection had died in the pool."""
-        if not self._session.must_ask():
-            return True
+    async def ask(self, sql: str) -> Any:
         try:
-            self._session.answered(await self._connection.fetchval(self._session.proof))
+            return await self._connection.fetchval(sql)
         except BaseException as error:
-            fault = of_asyncpg(error)
-            if fault is None or fault.lost:
-                await self.drop()
-                if fault is None or self.fresh:
-                    raise
-                return False
-            self._session.answered(None)
-            logger.warning("database %r: no round trips are saved: %r", self._pool._config.key, error)
-        return True
+            self._failed(error)
+            raise
 
     def runs_bare(self, kind: Kind) -> bool:
-        return self._session.runs_bare(kind)
+        return self.session.runs_bare(kind)
 
     def refused_bare(self, fault: Fault) -> bool:
-        return self._session.refused_bare(fault)
+        return self.session.refused_bare(fault)
 
     async def begin(self, may_write: bool) -> None:
-        await self._connection.execute(self._session.begin)
+        await self._get_in_step()
+        await self._connection.execute(self.session.begin)
 
     async def run(self, sql: str, values: Sequence[Any], kind: Kind) -> Result:
-        self._session.ran(kind)
-        if kind.returns_rows:
-            rows = await self._connection.fetch(sql, *values)
-            names = tuple(rows[0].keys()) if rows else await self._names(sql)
-            return Result(names, rows, len(rows), None, NATIVES)
-        tag = await self._connection.execute(sql, *values)
-        return Result((), (), _affected(tag), None, NATIVES)
+        self.session.ran(kind)
+        try:
+            if kind.returns_rows:
+                rows = await self._connection.fetch(sql, *values)
+                names = tuple(rows[0].keys()) if rows else await self._names(sql)
+                return Result(names, rows, len(rows), None, NATIVES)
+            tag = await self._connection.execute(sql, *values)
+            return Result((), (), _affected(tag), None, NATIVES)
+        except BaseException as error:
+            self._failed(error)
+            raise
 
     async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
-        self._session.ran(kind_of(sql, "postgresql"))
+        self.session.ran(kind_of(sql, "postgresql"))
         await self._connection.executemany(sql, sets)
         return -1
 
     async def run_script(self, script: str) -> None:
-        self._session.touch()
+        self.session.touch()
         await self._connection.execute(script)
 
     async def cursor(self, sql: str, values: Sequence[Any]) -> AsyncpgCursor | KeptCursor:
         kind = kind_of(sql, "postgresql")
         if kind.verb not in DECLARED:
             return KeptCursor(await self.run(sql, values, kind))
-        self._session.ran(kind)
+        self.session.ran(kind)
         self._cursors += 1
         name = f"transept_stream_{self._cursors}"
         await self._connection.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}", *values)
@@ -300,7 +335,7 @@ class AsyncpgLink:
     async def gone(self) -> str | None:
         try:
             await self._connection.execute("SELECT 1")
-        except asyncpg.PostgresError:
+        except (asyncpg.PostgresError, asyncpg.InterfaceError):
             return "an earlier error aborted the transaction"
         return None
 
@@ -312,15 +347,40 @@ class AsyncpgLink:
             )
 
     async def rollback(self) -> None:
-        if self._connection.is_in_transaction():
+        if is_lost(self._connection) or not self._connection.is_in_transaction():
+            return
+        try:
             await self._connection.execute("ROLLBACK")
+        except Exception as error:
+            fault = of_asyncpg(error)
+            if fault is None or not fault.lost:  # a transaction ends with its connection
+                raise
 
     async def release(self) -> None:
+        try:
+            await self._get_in_step()
+        except BaseException:
+            await self.drop()
+            raise
         await self._pool.release(self._connection)
 
     async def drop(self) -> None:
-        self._session.needs_reset()  # it may have changed the database's code, for all that is known
+        self.session.needs_reset()  # it may have changed the database's code, for all that is known
         await self._pool.drop(self._connection)
+
+    def _failed(self, error: BaseException) -> None:
+        """Take note of what failed on this side.
+
+        asyncpg prepares without a Sync. Where values cannot be encoded, or time is up, none follows, and outside of a
+        transaction the server is left in one that nobody began.
+        """
+        if getattr(error, "severity_en", None) is None:  # which the server always says
+            self._in_step = False
+
+    async def _get_in_step(self) -> None:
+        if not self._in_step and not is_lost(self._connection):
+            await self._connection.execute("SELECT 1")
+            self._in_step = True
 
     async def _names(self, sql: str) -> tuple[str, ...]:
         """The columns of a statement that gave no rows, asked for once."""
@@ -355,9 +415,13 @@ class AsyncpgCursor:
 
     async def close(self) -> None:
         """It has ended with the transaction, where that has failed."""
-        if self._connection.is_in_transaction():
+        if not is_lost(self._connection) and self._connection.is_in_transaction():
             with suppress(asyncpg.PostgresError):
                 await self._connection.execute(f"CLOSE {self._name}")
+
+
+def is_lost(connection: Any) -> bool:
+    return connection._con is None or connection.is_closed()
 
 
 def _affected(tag: str | None) -> int:

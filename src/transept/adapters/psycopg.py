@@ -8,20 +8,34 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import msgspec
-import psycopg
-import psycopg_pool
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import Conninfo
-from psycopg.types.json import Jsonb
+
+try:
+    import psycopg
+    import psycopg_pool
+    from psycopg.conninfo import conninfo_to_dict
+    from psycopg.pq import Conninfo
+    from psycopg.types.json import Jsonb
+except ImportError as error:  # psycopg also says how it finds no libpq
+    raise ImportError(
+        f"transept.adapters.psycopg needs psycopg and psycopg_pool: pip install 'transept[psycopg]' ({error})"
+    ) from error
 
 from transept._bridge import run_now
 from transept._loops import PerLoop
 from transept.adapters._psycopg_link import PsycopgLink
 from transept.adapters._psycopg_pool import AWAITED, BLOCKING, Colour, Pool
 from transept.config import checked, configuration
-from transept.errors import ImproperConfigurationError
+from transept.errors import ImproperConfigurationError, unknown_option
 from transept.sql.faults import Fault, of_psycopg
-from transept.sql.postgres import NATIVES, Savings, encode_json
+from transept.sql.postgres import (
+    NATIVES,
+    READ_ONLY,
+    Savings,
+    encode_json,
+    pool_sizes,
+    port_checked,
+    url_without_driver,
+)
 from transept.sql.settings import AsyncSettings, BlockingSettings, DriverSettings
 from transept.sql.statement import Notation
 from transept.sql.values import Json, Table
@@ -31,8 +45,7 @@ __all__ = ["PsycopgAsyncConfig", "PsycopgSyncConfig"]
 OF_POOLS = frozenset(inspect.signature(psycopg_pool.ConnectionPool.__init__).parameters) - {"self", "open"}
 OF_CONNECTIONS = frozenset(inspect.signature(psycopg.Connection.connect).parameters) - {"conninfo", "kwargs"}
 LIBPQ = {option.keyword.decode(): option.val for option in Conninfo.get_defaults()}
-DRIVER_IN_SCHEME = re.compile(r"^(postgres(?:ql)?)\+\w+://")
-READ_ONLY = "default_transaction_read_only"
+REFUSED_OPTION = re.compile(r'(?:option|parameter:) "(\w+)"')
 
 
 def _jsonb(value: Any) -> Jsonb:
@@ -160,10 +173,11 @@ def pool_arguments(owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the pool's class takes, of a pool_config that has the keywords of connections beside the pool's own."""
     if "dsn" in given and "conninfo" in given:
         raise ImproperConfigurationError(f"{owner}: pool_config: dsn and conninfo are one setting: give one of them.")
-    min_size = given.get("min_size", 0)
+    min_size, max_size = pool_sizes(owner, given)
     # A connection that cannot be made is given up, and made when somebody needs it: the database may be back then.
-    arguments: dict[str, Any] = {"min_size": min_size, "max_size": max(10, min_size), "reconnect_timeout": 0}
+    arguments: dict[str, Any] = {"reconnect_timeout": 0}
     arguments |= {name: value for name, value in given.items() if name in OF_POOLS}
+    arguments |= {"min_size": min_size, "max_size": max_size}
     arguments["conninfo"] = _conninfo(owner, given.get("dsn", given.get("conninfo", "")))
     kwargs = given.get("kwargs") or {}
     plain = {name: value for name, value in given.items() if name not in OF_POOLS and name != "dsn"}
@@ -171,7 +185,9 @@ def pool_arguments(owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if plain:
             raise ImproperConfigurationError(f"{owner}: pool_config: kwargs is a callable, so it has {sorted(plain)}.")
         return arguments
+    checked("pool_config['kwargs']", kwargs, Mapping, owner)
     arguments["kwargs"] = {**kwargs, **plain}
+    port_checked(owner, arguments["kwargs"].get("port"))
     return arguments
 
 
@@ -192,10 +208,22 @@ def _conninfo(owner: str, conninfo: Any) -> Any:
     """Also with a driver in its scheme, as SQLAlchemy's URLs have it; checked unless it is a callable."""
     if callable(conninfo):
         return conninfo
-    checked("pool_config['conninfo']", conninfo, str, owner)
-    text = DRIVER_IN_SCHEME.sub(r"\1://", conninfo)
+    text = url_without_driver(owner, "conninfo", conninfo)
     try:
-        conninfo_to_dict(text)
+        port_checked(owner, conninfo_to_dict(text).get("port"))
     except psycopg.ProgrammingError as error:
-        raise ImproperConfigurationError(f"{owner}: pool_config['conninfo']: {str(error).strip()}.") from error
+        # what libpq quotes may be the password, so neither that is shown nor the error that says it
+        raise _bad_conninfo(owner, str(error)) from None
     return text
+
+
+def _bad_conninfo(owner: str, said: str) -> ImproperConfigurationError:
+    setting = f"{owner}: pool_config['conninfo']"
+    refused = REFUSED_OPTION.search(said)
+    if refused is not None:
+        return unknown_option(setting, refused[1], LIBPQ)
+    why = said.split('"', 1)[0].strip()
+    return ImproperConfigurationError(
+        f"{setting} cannot be read ({why} ...): a URL is needed, such as 'postgresql://user:password@localhost/app', "
+        "or libpq's keywords, such as 'host=localhost dbname=app'."
+    )

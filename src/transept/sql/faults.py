@@ -141,7 +141,8 @@ SQLITE = _kinds(
 SQLITE_CLOSED = frozenset({"Cannot operate on a closed database.", "no active connection", "Connection closed"})
 SQLITE_TOO_LARGE = "Python int too large to convert to SQLite INTEGER"
 
-ASYNCPG_CLOSED = ("is closed", "is closing")
+# A pool lets go of a connection when it is lost, and of none else that is in use.
+ASYNCPG_CLOSED = ("is closed", "is closing", "released back to the pool")
 PSYCOPG_CLOSED = "the connection is closed"
 ASYNCPG = "asyncpg.exceptions._base."
 UNANSWERED = Fault(DatabaseUnavailable, lost=True, in_doubt=True)

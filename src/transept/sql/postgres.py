@@ -9,20 +9,24 @@ that changes a session, cannot be undone, or hides that a write was refused. It 
 a minute, and after each DDL of this process, once that is committed. No saving is older than that answer.
 Rule 4: a statement in which such a word stands itself gets a transaction, and a reset after it.
 
-No I/O here; the adapters ask what `PROOF` says.
+No I/O here: `vouched` asks with what the adapters give it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
 
+from transept.config import checked
+from transept.errors import ImproperConfigurationError
 from transept.sql.faults import Fault
 from transept.sql.kinds import READS, SESSION, SESSION_HINTS, WRITES, Kind
 
@@ -31,25 +35,34 @@ __all__ = [
     "DECLARED",
     "NATIVES",
     "PROOF",
+    "READ_ONLY",
     "RESET",
     "WHO_AND_TEMP",
     "Savings",
     "Session",
     "decode_json",
     "encode_json",
+    "pool_sizes",
+    "port_checked",
+    "url_without_driver",
+    "vouched",
 ]
+
+L = TypeVar("L", bound="Asked")
 
 NATIVES: frozenset[type] = frozenset({UUID, datetime, date, time, timedelta, Decimal, bool})
 
-READ_ONLY = "25006"
+READ_ONLY = "default_transaction_read_only"  # the setting
+WRITE_REFUSED = "25006"
 BEGIN = "BEGIN READ WRITE"
 WHO_AND_TEMP = "RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP"  # which RESET ALL leaves as they are
 RESET = f"SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; {WHO_AND_TEMP}"
 LASTS = 60.0
 PAUSE = 1.0  # at least, between two proofs on one connection: where DDL is daily work, the proof must not be
 
-# What the answer to PROOF is the sum of.
 DECLARED = frozenset({"SELECT", "VALUES", "TABLE"})  # of these the server keeps a cursor
+DRIVER_IN_SCHEME = re.compile(r"^(postgres(?:ql)?)\+\w+://")
+# What the answer to PROOF is the sum of.
 CODE, BARE, NO_WRITES = 1, 2, 4
 
 # Statements that may touch the session, but not the code of the database.
@@ -65,13 +78,13 @@ NAME = r'(?!(loop|then|else|begin)\y)[\w$."]+'
 UPDATES = rf"\yupdate\s+(only\s+)?{NAME}(\s+(as\s+)?{NAME})?\s+set\y|\y(do|then)\s+update\s+set\y"
 
 SETTINGS = f"""CASE
-    WHEN current_setting('default_transaction_read_only') = 'on' AND pg_my_temp_schema() = 0
+    WHEN current_setting('{READ_ONLY}') = 'on' AND pg_my_temp_schema() = 0
      AND current_setting('default_transaction_isolation') = 'read committed' THEN {BARE} ELSE 0 END
     + CASE WHEN pg_is_in_recovery() OR EXISTS (
         SELECT FROM pg_catalog.pg_db_role_setting
         WHERE setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
           AND setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))
-          AND array_to_string(setconfig, ' ') ~ 'default_transaction_read_only=(on|true|yes|1)')
+          AND array_to_string(setconfig, ' ') ~ '{READ_ONLY}=(on|true|yes|1)')
       THEN {NO_WRITES} ELSE 0 END"""
 
 # Views, rules, policies, defaults and so on are looked at as they are stored, with the OIDs of what they call: to write
@@ -115,6 +128,9 @@ SELECT CASE WHEN current_setting('standard_conforming_strings') = 'on' AND NOT E
 SETTINGS_ALONE = f"""
 SELECT CASE WHEN current_setting('standard_conforming_strings') = 'on' THEN {CODE} ELSE 0 END + {SETTINGS}
 """
+
+
+logger = logging.getLogger("transept")
 
 
 class Savings:
@@ -216,7 +232,92 @@ class Session:
 
     @staticmethod
     def refused_bare(fault: Fault) -> bool:
-        return fault.code == READ_ONLY
+        return fault.code == WRITE_REFUSED
+
+
+class Asked(Protocol):
+    """A connection in use that may be asked what the server vouches for."""
+
+    @property
+    def session(self) -> Session: ...
+
+    @property
+    def fresh(self) -> bool: ...
+
+    async def ask(self, sql: str) -> Any:
+        """The only value of a query."""
+        ...
+
+    async def drop(self) -> None: ...
+
+
+async def vouched(
+    take: Callable[[str], Awaitable[L]], holder: str, *, fault_of: Callable[[BaseException], Fault | None], key: str
+) -> L:
+    """What `take` gives, after asking what the server vouches for, if it is time to.
+
+    A connection that turns out to have died in the pool is replaced by another.
+    """
+    while True:
+        link = await take(holder)
+        session = link.session
+        if not session.must_ask():
+            return link
+        try:
+            session.answered(await link.ask(session.proof))
+            return link
+        except BaseException as error:
+            fault = fault_of(error)
+            if fault is None or fault.lost:
+                await link.drop()
+                if fault is None or link.fresh:
+                    raise
+                continue
+            session.answered(None)
+            logger.warning("database %r: no round trips are saved: %r", key, error)
+            return link
+
+
+# What both drivers are told in the same words.
+
+
+def pool_sizes(owner: str, options: Mapping[str, Any]) -> tuple[int, int]:
+    """How many connections a pool keeps, and how many it has at most: 0 and 10 unless its config says otherwise.
+
+    Raises:
+        ImproperConfigurationError: it says something else than whole numbers that fit together.
+    """
+    smallest = _size(owner, "min_size", options.get("min_size", 0), at_least=0)
+    largest = options.get("max_size")
+    largest = max(10, smallest) if largest is None else _size(owner, "max_size", largest, at_least=1)
+    if smallest > largest:
+        raise ImproperConfigurationError(
+            f"{owner}: pool_config['min_size']={smallest}: at most max_size={largest} connections are allowed."
+        )
+    return smallest, largest
+
+
+def port_checked(owner: str, port: Any) -> None:
+    """Refuse what is no port; several are a list, or a text with commas."""
+    ports = port if isinstance(port, list | tuple) else str(port or "").split(",")
+    if isinstance(port, bool) or not all(str(one).strip().isdecimal() or one in ("", None) for one in ports):
+        raise ImproperConfigurationError(
+            f"{owner}: pool_config['port']={port!r}: a whole number is needed, such as 5432."
+        )
+
+
+def url_without_driver(owner: str, setting: str, url: Any) -> str:
+    """Without the driver in its scheme, as SQLAlchemy's URLs have it."""
+    checked(f"pool_config[{setting!r}]", url, str, owner)
+    return DRIVER_IN_SCHEME.sub(r"\1://", url)
+
+
+def _size(owner: str, setting: str, value: Any, *, at_least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ImproperConfigurationError(
+            f"{owner}: pool_config[{setting!r}]={value!r}: a whole number from {at_least} is needed."
+        )
+    return value
 
 
 def encode_json(value: Any) -> str:
