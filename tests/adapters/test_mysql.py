@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from pymysql.converters import conversions
 from servers.ports import free
 from servers.server import Server
 
@@ -186,6 +188,99 @@ async def test_values_of_every_type_come_back(way: Way) -> None:
     naive = moment.astimezone(UTC).replace(tzinfo=None)  # the server keeps no time zone: it is UTC
     assert row == Everything(id=1, **{**values, "moment": naive})
     way.server.execute("DROP TABLE everything")
+
+
+@in_both
+async def test_a_value_of_a_type_that_the_drivers_do_not_know_is_refused_and_nothing_is_stored(way: Way) -> None:
+    with pytest.raises(UsageError, match=r"PosixPath cannot be a parameter"):
+        async with way.session() as session:
+            await told(session.execute("INSERT INTO numbers VALUES (1, 'a')"))
+            for value in (object(), {1, 2}, 3j, (n for n in "a"), float("nan"), -float("inf"), Decimal("NaN")):
+                with pytest.raises(UsageError):
+                    await told(session.execute("INSERT INTO numbers VALUES (2, ?)", value))
+                with pytest.raises(UsageError):
+                    await told(session.execute_many("INSERT INTO numbers VALUES (?, ?)", [(2, "a"), (3, value)]))
+            await told(session.execute("INSERT INTO numbers VALUES (2, ?)", Path("/x")))
+    assert numbers(way.server) == []
+
+
+@in_both
+async def test_a_tuple_is_a_document_and_bytes_come_in_every_form(way: Way) -> None:
+    async with way.session() as session:
+        row = await told(
+            session.select_one("SELECT ? AS a, HEX(?) AS b, HEX(?) AS c", (1, 2), bytearray(b"a"), memoryview(b"b"))
+        )
+    assert row == {"a": "[1,2]", "b": "61", "c": "62"}
+
+
+def test_a_type_that_the_driver_was_taught_is_left_to_it(way: Way) -> None:
+    config = way.config(pool={"conv": {**conversions, Path: lambda path, _: f"'{path}'"}})
+
+    async def body() -> None:
+        async with way.session(config) as session:
+            assert await told(session.select_value("SELECT ?", Path("/x"))) == "/x"
+            with pytest.raises(UsageError):
+                await told(session.select_value("SELECT ?", 3j))
+
+    way.run(body())
+
+
+LEFT_OVER = "SELECT @a AS a, @@session.sort_buffer_size AS size, GET_LOCK('transept', 3) AS free"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SET @a = 1",
+        "SELECT 1 INTO /* a variable */ @a",
+        "SELECT @a := 1",
+        "SET SESSION sort_buffer_size = 1048576",
+        "SELECT GET_LOCK('transept', 0)",
+        "CREATE TEMPORARY TABLE numbers (other INTEGER)",
+        "LOCK TABLES numbers READ",
+    ],
+)
+@pytest.mark.parametrize("how", ["execute", "script", "stream", "driver"])
+def test_what_one_request_did_to_its_session_does_not_reach_the_next(way: Way, how: str, statement: str) -> None:
+    config = way.config(pool={"max_size": 1})
+
+    async def body() -> None:
+        async with way.session(config) as session:
+            before = await told(session.select_one(LEFT_OVER))
+        if how == "driver":
+            async with given(way.registry.provide_connection(config)) as connection:
+                await told(connection.query(statement))
+        else:
+            async with way.session(config) as session:
+                if how == "stream":
+                    assert len([row async for row in read(session.stream(statement))]) <= 1
+                else:
+                    await told(session.execute(statement) if how == "execute" else session.execute_script(statement))
+        async with way.session(config) as session:
+            assert await told(session.select_one(LEFT_OVER)) == before
+            assert await told(session.select("SELECT id FROM numbers")) == []
+            await told(session.execute("INSERT INTO numbers VALUES (1, 'a')"))
+
+    way.run(body())
+    assert numbers(way.server) == [1]
+
+
+def test_a_connection_whose_session_was_not_touched_is_used_again(way: Way) -> None:
+    config = way.config(pool={"max_size": 1})
+    seen = set()
+
+    async def body() -> None:
+        for n in range(3):
+            async with way.session(config) as session:
+                await told(session.execute("INSERT INTO numbers VALUES (?, 'me@here')", n))
+                await told(session.execute("REPLACE INTO numbers VALUES (?, 'me@here')", n))
+                async with block(session.transaction()):
+                    await told(session.execute("UPDATE numbers SET v = '@a'"))
+                [row async for row in read(session.stream("SELECT * FROM numbers"))]
+                seen.add(await told(session.select_value("SELECT CONNECTION_ID()")))
+
+    way.run(body())
+    assert len(seen) == 1
 
 
 @in_both
@@ -487,11 +582,23 @@ def test_a_dsn_gives_the_drivers_keywords(kind: Any) -> None:
         ({"autocommit": True}, "autocommit"),
         ({"cursorclass": object}, "cursorclass"),
         ({"maxsize": 3, "max_size": 4}, "two spellings"),
-        ({"max_size": 0}, "max_size=0"),
+        ({"max_size": 0}, "pool_config: max_size=0: a pool has at least 1 connection"),
+        ({"maxsize": "3"}, "pool_config: maxsize='3': a pool has at least 1 connection"),
+        ({"min_size": "2"}, "pool_config: min_size='2': give a whole number"),
+        ({"minsize": 3, "maxsize": 2}, "minsize=3: give a whole number, at least 0 and at most maxsize=2"),
+        ({"max_idle": "x"}, "pool_config: max_idle='x': seconds are needed"),
+        ({"pool_recycle": "x"}, "pool_config: pool_recycle='x': seconds are needed"),
+        ({"client_flag": "x"}, "pool_config: client_flag='x': a int is needed"),
+        ({"port": "3306"}, "pool_config: port='3306': a int is needed"),
+        ({"charset": "nope"}, "pool_config: charset='nope': a character set that the driver knows"),
+        ({"dsn": "mysql://localhost/app?charset=nope"}, "charset='nope'"),
+        ({"charset": 3}, "charset=3"),
+        ({"conv": 3}, "conv=3"),
+        ({3: 4}, "pool_config key=3: a str is needed"),
     ],
 )
 def test_a_wrong_setting_is_refused(kind: Any, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ImproperConfigurationError, match=re.escape(said)) as refused:
+    with pytest.raises(ImproperConfigurationError, match=f"^{kind.__name__}: .*{re.escape(said)}") as refused:
         kind(pool_config=settings)
     assert "secret" not in str(refused.value)
 
@@ -499,7 +606,7 @@ def test_a_wrong_setting_is_refused(kind: Any, settings: dict[str, Any], said: s
 @pytest.mark.parametrize("kind", [AsyncmyConfig, PyMysqlConfig])
 def test_the_pool_is_spelled_as_the_drivers_own(kind: Any) -> None:
     config = kind(pool_config={"maxsize": 7, "minsize": 2, "pool_recycle": 60})
-    assert (config._sizes, config._min_size) == ({"max_size": 7, "max_idle": 60}, 2)
+    assert config._sizes == {"max_size": 7, "max_idle": 60, "min_size": 2}
     assert kind(pool_config={"pool_recycle": -1})._pool_settings().max_idle is None
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
-import asyncmy
-from asyncmy.connection import Connection
-from asyncmy.cursors import Cursor, SSCursor
+try:
+    import asyncmy
+    from asyncmy.charset import charset_by_name
+    from asyncmy.connection import Connection
+    from asyncmy.cursors import Cursor, SSCursor
+except ImportError as error:
+    raise ImportError("transept.adapters.asyncmy needs asyncmy: pip install 'transept[asyncmy]'") from error
 
 from transept._loops import PerLoop
 from transept.config import configuration
@@ -29,7 +33,8 @@ class AsyncmyConfig(AsyncSettings, MySQLSettings):
             ``maxsize``, ``minsize``, ``pool_recycle``.
 
     The pool is Transept's, one for each event loop, and closed at shutdown or with its loop. An UPDATE counts the rows
-    that it finds, not only those that it changes, as on other databases.
+    that it finds, not only those that it changes, as on other databases. A connection on which something was done that
+    may outlive a transaction (SET, GET_LOCK, CREATE, CALL and the like) is closed instead of given back.
     """
 
     driver_connection: ClassVar[type] = Connection
@@ -41,6 +46,10 @@ class AsyncmyConfig(AsyncSettings, MySQLSettings):
     @classmethod
     def connect_options(cls) -> frozenset[str]:
         return frozenset(inspect.signature(asyncmy.connect).parameters) - NOT_OPTIONS
+
+    @classmethod
+    def _knows_charset(cls, name: str) -> bool:
+        return charset_by_name(name) is not None
 
     def fault_of(self, error: BaseException) -> Fault | None:
         return of_mysql(error)
@@ -88,14 +97,14 @@ class AsyncmyLink(MySQLLink):
     unbuffered = SSCursor
 
     async def close(self) -> None:
-        await self.connection.ensure_closed()
+        await self._driver.ensure_closed()
 
     async def _done(self, answer: Any) -> Any:
         return await answer
 
     def _is_alive(self) -> bool:
-        alive: bool = self.connection.connected
+        alive: bool = self._driver.connected
         return alive
 
     def _cut(self) -> None:
-        self.connection.close()
+        self._driver.close()

@@ -5,9 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
-import pymysql
-from pymysql.connections import Connection
-from pymysql.cursors import Cursor, SSCursor
+try:
+    import pymysql
+    from pymysql.charset import charset_by_name
+    from pymysql.connections import Connection
+    from pymysql.cursors import Cursor, SSCursor
+except ImportError as error:
+    raise ImportError("transept.adapters.pymysql needs pymysql: pip install 'transept[pymysql]'") from error
 
 from transept.config import configuration
 from transept.sql.faults import Fault, of_mysql
@@ -28,7 +32,8 @@ class PyMysqlConfig(BlockingSettings, MySQLSettings):
             ``pool_recycle``.
 
     The pool is Transept's. An UPDATE counts the rows that it finds, not only those that it changes, as on other
-    databases.
+    databases. A connection on which something was done that may outlive a transaction (SET, GET_LOCK, CREATE, CALL and
+    the like) is closed instead of given back.
     """
 
     driver_connection: ClassVar[type] = Connection
@@ -40,6 +45,10 @@ class PyMysqlConfig(BlockingSettings, MySQLSettings):
     @classmethod
     def connect_options(cls) -> frozenset[str]:
         return frozenset(inspect.signature(pymysql.connect).parameters) - NOT_OPTIONS
+
+    @classmethod
+    def _knows_charset(cls, name: str) -> bool:
+        return charset_by_name(name) is not None
 
     def fault_of(self, error: BaseException) -> Fault | None:
         return of_mysql(error)
@@ -87,9 +96,9 @@ class PyMysqlLink(MySQLLink):
         return answer
 
     def _is_alive(self) -> bool:
-        alive: bool = self.connection.open
+        alive: bool = self._driver.open
         return alive
 
     def _cut(self) -> None:
-        if self.connection.open:
-            self.connection.close()
+        if self._driver.open:
+            self._driver.close()

@@ -35,8 +35,8 @@ class Kind(NamedTuple):
 
 
 READS = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "EXPLAIN"})
-WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
-MAIN = frozenset({"SELECT", "VALUES", "TABLE", "REPLACE"}) | WRITES
+WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
+MAIN = frozenset({"SELECT", "VALUES", "TABLE"}) | WRITES
 WITH_ROWS = READS | {"WITH", "PRAGMA", "DESCRIBE", "DESC", "FETCH", "CALL", "EXECUTE"}
 NOT_A_READ = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|INTO|ANALY[ZS]E|FOR\s+(?:SHARE|NO|KEY)|LOCK\s+IN)\b")
 HINTS_OF_CHANGE = ("INSERT", "UPDATE", "DELETE", "MERGE", "INTO", "ANALY", "FOR", "LOCK")

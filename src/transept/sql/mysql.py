@@ -6,6 +6,8 @@ Rule 1: autocommit stays off. The server ends a transaction by itself at some er
 follows in a new one must not be kept statement by statement.
 Rule 2: while rows of a stream are on their way, nothing else may be said on the connection.
 Rule 3: a connection whose user was cancelled amid a statement is out of step: it is closed, and the server rolls back.
+Rule 4: a connection on which something was done that may outlive the transaction (settings, locks, variables, temporary
+tables), or that the app had in its hands, is closed when it comes back: the drivers have no other way to reset it.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from decimal import Decimal
 from typing import Any, ClassVar, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from transept.config import configuration, options_checked
+from transept.config import checked, configuration, options_checked
 from transept.errors import CommitFailed, ImproperConfigurationError, UsageError
 from transept.sql.faults import Fault
-from transept.sql.kinds import Kind
-from transept.sql.pool import PoolSettings
+from transept.sql.kinds import Kind, kind_of
+from transept.sql.pool import SIZES, PoolSettings
 from transept.sql.result import Result
 from transept.sql.settings import DriverSettings
 from transept.sql.statement import Notation
@@ -43,8 +45,9 @@ FOUND_ROWS = 2  # a client flag: an UPDATE affects the rows that it finds, as on
 NOT_OPTIONS = frozenset(
     {"autocommit", "cursor_cls", "cursorclass", "defer_connect", "sock", "compress", "named_pipe", "passwd", "db"}
 )
-POOL_OPTIONS = frozenset({"dsn", "min_size", "max_size", "max_idle", "minsize", "maxsize", "pool_recycle"})
 SPELLINGS = {"minsize": "min_size", "maxsize": "max_size", "pool_recycle": "max_idle"}
+POOL_OPTIONS = frozenset({"dsn", *SIZES, *SPELLINGS})
+INTO_VARIABLE = re.compile(r"\bINTO(?:\s|/\*.*?\*/)*@", re.IGNORECASE | re.DOTALL)
 SCHEMES = ("mysql", "mariadb")
 CREDENTIALS = re.compile(r"//.*@")
 
@@ -66,10 +69,10 @@ class MySQLSettings(DriverSettings):
             dsn = _of_dsn(owner, options.pop("dsn"))
             options_checked(owner, "dsn", dsn, self.connect_options())
             options = {**dsn, **options}
-        self._min_size = options.pop("min_size", 0)
-        self._sizes = {name: options.pop(name) for name in ("max_size", "max_idle") if name in options}
+        self._sizes = {name: options.pop(name) for name in SIZES if name in options}
         if self._sizes.get("max_idle") == -1:  # asyncmy's word for never
             self._sizes["max_idle"] = None
+        self._check_options(owner, options)
         self._options = {**options, "client_flag": options.get("client_flag", 0) | FOUND_ROWS, "autocommit": False}
         self._warming = False
         self._pool_settings()
@@ -83,8 +86,34 @@ class MySQLSettings(DriverSettings):
     def pool_options(cls) -> frozenset[str]:
         return cls.connect_options() | POOL_OPTIONS
 
+    @classmethod
+    def _knows_charset(cls, name: str) -> bool:
+        raise NotImplementedError
+
     def _pool_settings(self) -> PoolSettings:
-        return PoolSettings(self.key, timeout=self.pool_timeout, **self._sizes)
+        return PoolSettings(
+            self.key,
+            timeout=self.pool_timeout,
+            owner=f"{type(self).__name__}: pool_config",
+            spellings={SPELLINGS[name]: name for name in self.pool_config if name in SPELLINGS},
+            **self._sizes,
+        )
+
+    def _check_options(self, owner: str, options: Mapping[str, Any]) -> None:
+        """The settings of which the drivers would say at the first connection, and not clearly, that they are wrong."""
+        for name in ("client_flag", "port"):
+            if name in options:
+                checked(f"pool_config: {name}", options[name], int, owner)
+        charset = options.get("charset") or "utf8mb4"
+        if not isinstance(charset, str) or not self._knows_charset(charset):
+            raise ImproperConfigurationError(
+                f"{owner}: pool_config: charset={charset!r}: a character set that the driver knows is needed, such as "
+                "'utf8mb4'."
+            )
+        if "conv" in options:  # the app teaches the driver types
+            checked("pool_config: conv", options["conv"], Mapping, owner, optional=True)
+            taught = [key for key in options["conv"] or () if isinstance(key, type)]
+            setattr(self, "adapts", MYSQL_TYPES.also(taught))  # noqa: B010 - it is the class's for all others
 
 
 class Returns(Protocol):
@@ -98,21 +127,28 @@ class Returns(Protocol):
 class MySQLLink:
     """One connection; pooled as it is."""
 
-    __slots__ = ("_broken", "_lock_wait", "_pool", "_sql", "_stream", "connection", "database", "fresh", "new")
+    __slots__ = ("_broken", "_driver", "_lock_wait", "_pool", "_sql", "_stained", "_stream", "database", "fresh", "new")
 
     buffered: ClassVar[Any]
     unbuffered: ClassVar[Any]
 
     def __init__(self, connection: Any, pool: Returns, database: str, *, new: bool) -> None:
-        self.connection = connection
+        self._driver = connection
         self.database = database
         self.fresh = False
         self.new = new
         self._pool = pool
         self._broken = False
         self._lock_wait = False
+        self._stained = False  # something may outlive the transaction
         self._sql = ""
         self._stream: MySQLStream | None = None
+
+    @property
+    def connection(self) -> Any:
+        """The driver's own; who asks for it may do anything to its session."""
+        self._stained = True
+        return self._driver
 
     async def call(self, method: Any, *arguments: Any) -> Any:
         """Call a method of the driver's. One that is interrupted leaves the connection out of step."""
@@ -125,6 +161,10 @@ class MySQLLink:
             raise
 
     async def _done(self, answer: Any) -> Any:
+        raise NotImplementedError
+
+    def close(self) -> Any:
+        """Say goodbye to the server, and close it."""
         raise NotImplementedError
 
     def _is_alive(self) -> bool:
@@ -149,6 +189,7 @@ class MySQLLink:
         await self._execute(BEGIN, ())
 
     async def run(self, sql: str, values: Sequence[Any], kind: Kind) -> Result:
+        self._note(sql, kind)
         cursor = await self._execute(sql, values)
         if cursor.description is None:
             result = Result((), (), cursor.rowcount, cursor.lastrowid or None, NATIVES)
@@ -159,8 +200,9 @@ class MySQLLink:
         return result
 
     async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
+        self._note(sql, kind_of(sql, "mysql"))
         await self._ready(sql)
-        cursor = self.connection.cursor(self.buffered)
+        cursor = self._driver.cursor(self.buffered)
         if sets[0]:
             await self.call(cursor.executemany, sql, sets)
             count: int = cursor.rowcount
@@ -174,12 +216,14 @@ class MySQLLink:
 
     async def run_script(self, script: str) -> None:
         for statement in split(script, "mysql"):
+            self._note(statement, kind_of(statement, "mysql"))
             cursor = await self._execute(statement, ())
             await self.call(cursor.close)
 
     async def cursor(self, sql: str, values: Sequence[Any]) -> MySQLStream:
+        self._note(sql, kind_of(sql, "mysql"))
         await self._ready(sql)
-        cursor = self.connection.cursor(self.unbuffered)
+        cursor = self._driver.cursor(self.unbuffered)
         self._stream = stream = MySQLStream(self, cursor, sql)
         try:
             await self.call(cursor.execute, sql, values or None)
@@ -207,18 +251,23 @@ class MySQLLink:
                 await self._ready("COMMIT")
             except Exception as error:
                 raise CommitFailed(self.database, "the rest of its stream could not be read") from error
-        await self.call(self.connection.commit)
+        await self.call(self._driver.commit)
 
     async def rollback(self) -> None:
         """Without reading what is left of a stream: that may be much, and a new connection is not dear."""
         if self._broken or self._stream is not None or not self._is_alive():
             self.cut()
         else:
-            await self.call(self.connection.rollback)
+            await self.call(self._driver.rollback)
 
     async def release(self) -> None:
         if self._broken or not self._is_alive():
             await self.drop()
+        elif self._stained:
+            try:
+                await self._done(self.close())
+            finally:
+                self._pool.discard(self)
         else:
             self._pool.release(self)
 
@@ -236,11 +285,15 @@ class MySQLLink:
     def drained(self) -> None:
         self._stream = None
 
+    def _note(self, sql: str, kind: Kind) -> None:
+        if kind.session or ("@" in sql and INTO_VARIABLE.search(sql)):
+            self._stained = True
+
     async def _execute(self, sql: str, values: Sequence[Any]) -> Any:
         if self._stream is not None:
             await self._ready(sql)
         self._sql = sql
-        cursor = self.connection.cursor(self.buffered)
+        cursor = self._driver.cursor(self.buffered)
         # Not even () may be given without values: the drivers would look for placeholders.
         await self.call(cursor.execute, sql, values or None)
         return cursor
