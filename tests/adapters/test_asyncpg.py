@@ -218,7 +218,7 @@ async def test_a_connection_lost_before_commit_is_sent_is_not_in_doubt(
     postgres: Server, held: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(postgres) as database:
-        with pytest.raises(DatabaseUnavailable):
+        with pytest.raises(DatabaseUnavailable, match="the connection was lost"):
             async with session_of(database) as session:
                 await session.execute("INSERT INTO apg VALUES (1)")
                 end_backend(postgres, await session.select_value("SELECT pg_backend_pid()"))

@@ -592,10 +592,10 @@ def test_libpq_keywords_and_schemes_with_a_driver_are_taken(config: Any, postgre
         ({"min_sise": 1}, "Did you mean 'min_size'"),
         ({"open": True}, "no option 'open'"),
         ({"dsn": "postgresql://a", "conninfo": "postgresql://b"}, "give one of them"),
-        ({"dsn": "nonsense"}, "conninfo.*cannot be read .missing .*a URL is needed"),
+        ({"dsn": "nonsense"}, "'dsn'. cannot be read .*: a URL is needed"),
         ({"dsn": "postgresql://h:abc/d"}, "'port'.='abc': a whole number"),
         ({"dsn": "postgresql://h/d?sslmod=x"}, "no option 'sslmod'. Did you mean 'sslmode'"),
-        ({"dsn": 5}, "'conninfo'.=5: a str"),
+        ({"dsn": 5}, "'dsn'.=5: a str"),
         ({"host": "h", "port": "abc"}, "'port'.='abc': a whole number"),
         ({"min_size": 5, "max_size": 2}, "'min_size'.=5: at most max_size=2"),
         ({"min_size": "3"}, "'min_size'.='3': a whole number from 0"),
@@ -612,6 +612,21 @@ def test_libpq_keywords_and_schemes_with_a_driver_are_taken(config: Any, postgre
 def test_wrong_settings_are_refused_at_construction(config: Any, pool_config: dict[str, Any], said: str) -> None:
     with pytest.raises(ImproperConfigurationError, match=said):
         config(pool_config=pool_config)
+
+
+@each_colour
+def test_rolling_back_a_connection_that_was_lost_is_no_error(config: Any, postgres: Server) -> None:
+    async def body(database: Any) -> None:
+        async with session_of(database) as session:
+            await got(session.execute("INSERT INTO psy VALUES (1)"))
+            number = await got(session.select_value("SELECT pg_backend_pid()"))
+            postgres.execute(f"SELECT pg_terminate_backend({number})")
+            await got(session.rollback())
+            assert await got(session.select_value("SELECT count(*) FROM psy")) == 0
+
+    with table(postgres, "psy", "v integer") as held:
+        run(config(pool_config={"dsn": postgres.dsn, "max_size": 1}), body)
+        assert held() == []
 
 
 @pytest.mark.parametrize(

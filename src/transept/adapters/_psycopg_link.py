@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.pq import TransactionStatus
 
 from transept.errors import CommitFailed
-from transept.sql.faults import Fault
+from transept.sql.faults import Fault, of_psycopg
 from transept.sql.kinds import Kind, kind_of
 from transept.sql.postgres import DECLARED, NATIVES, Session
 from transept.sql.result import KeptCursor, Result
@@ -94,8 +94,14 @@ class PsycopgLink:
             raise CommitFailed(self._pool.key, f"PostgreSQL answered COMMIT with {answer}: an earlier error aborted it")
 
     async def rollback(self) -> None:
-        if self.status() not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+        if self.status() in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+            return
+        try:
             await self.command("ROLLBACK")
+        except Exception as error:
+            fault = of_psycopg(error)
+            if fault is None or not fault.lost:  # a transaction ends with its connection
+                raise
 
     async def release(self) -> None:
         try:

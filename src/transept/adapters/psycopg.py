@@ -178,7 +178,8 @@ def pool_arguments(owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {"reconnect_timeout": 0}
     arguments |= {name: value for name, value in given.items() if name in OF_POOLS}
     arguments |= {"min_size": min_size, "max_size": max_size}
-    arguments["conninfo"] = _conninfo(owner, given.get("dsn", given.get("conninfo", "")))
+    setting = "dsn" if "dsn" in given else "conninfo"
+    arguments["conninfo"] = _conninfo(owner, setting, given.get(setting, ""))
     kwargs = given.get("kwargs") or {}
     plain = {name: value for name, value in given.items() if name not in OF_POOLS and name != "dsn"}
     if callable(kwargs):
@@ -204,26 +205,24 @@ def read_only(arguments: dict[str, Any]) -> bool:
     return True
 
 
-def _conninfo(owner: str, conninfo: Any) -> Any:
+def _conninfo(owner: str, setting: str, conninfo: Any) -> Any:
     """Also with a driver in its scheme, as SQLAlchemy's URLs have it; checked unless it is a callable."""
     if callable(conninfo):
         return conninfo
-    text = url_without_driver(owner, "conninfo", conninfo)
+    text = url_without_driver(owner, setting, conninfo)
     try:
         port_checked(owner, conninfo_to_dict(text).get("port"))
     except psycopg.ProgrammingError as error:
         # what libpq quotes may be the password, so neither that is shown nor the error that says it
-        raise _bad_conninfo(owner, str(error)) from None
+        raise _bad_conninfo(f"{owner}: pool_config[{setting!r}]", str(error)) from None
     return text
 
 
-def _bad_conninfo(owner: str, said: str) -> ImproperConfigurationError:
-    setting = f"{owner}: pool_config['conninfo']"
+def _bad_conninfo(setting: str, said: str) -> ImproperConfigurationError:
     refused = REFUSED_OPTION.search(said)
     if refused is not None:
         return unknown_option(setting, refused[1], LIBPQ)
-    why = said.split('"', 1)[0].strip()
     return ImproperConfigurationError(
-        f"{setting} cannot be read ({why} ...): a URL is needed, such as 'postgresql://user:password@localhost/app', "
-        "or libpq's keywords, such as 'host=localhost dbname=app'."
+        f"{setting} cannot be read (it is not shown, for it may hold a password): a URL is needed, such as "
+        "'postgresql://user:password@localhost/app', or libpq's keywords, such as 'host=localhost dbname=app'."
     )

@@ -142,7 +142,8 @@ SQLITE_CLOSED = frozenset({"Cannot operate on a closed database.", "no active co
 SQLITE_TOO_LARGE = "Python int too large to convert to SQLite INTEGER"
 
 # A pool lets go of a connection when it is lost, and of none else that is in use.
-ASYNCPG_CLOSED = ("is closed", "is closing", "released back to the pool")
+ASYNCPG_LET_GO = "released back to the pool"
+ASYNCPG_CLOSED = ("is closed", "is closing", ASYNCPG_LET_GO)
 PSYCOPG_CLOSED = "the connection is closed"
 ASYNCPG = "asyncpg.exceptions._base."
 UNANSWERED = Fault(DatabaseUnavailable, lost=True, in_doubt=True)
@@ -246,6 +247,8 @@ def sql_error(fault: Fault, error: BaseException, database: str, sql: str | None
     """
     arguments = error.args
     said = str(arguments[1] if len(arguments) > 1 and isinstance(arguments[0], int) else error).strip()
+    if fault.lost and said.endswith(ASYNCPG_LET_GO):
+        said = "the connection was lost"
     message = said.split("\n", 1)[0] or ("the connection is closed" if fault.lost else type(error).__name__)
     return fault.kind(database, fault.code, message, sql)
 
