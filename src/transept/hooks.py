@@ -1,4 +1,4 @@
-"""What a unit of work shares with its databases: the callables that wait for its outcome."""
+"""What a unit of work shares with its databases: the callables that wait for its outcome, and its open blocks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ Hook = Callable[[], Any]
 class Hooks:
     """The callables to run when the unit has committed, or has rolled back, in the order registered.
 
-    `failed_block` says why no COMMIT may follow: an error left a block that was a part of the unit.
+    `blocks`: the blocks of the unit that are open, those of its sessions among them; while there is one, nothing is
+    settled in between. `failed_block` says why no COMMIT may follow: an error left a block that was a part of the unit.
     """
 
-    __slots__ = ("_entries", "failed_block")
+    __slots__ = ("_entries", "blocks", "failed_block")
 
     def __init__(self) -> None:
         self._entries: list[tuple[bool, Hook]] = []
+        self.blocks: list[Any] = []
         self.failed_block: str | None = None
 
     def add(self, committed: bool, hook: Hook) -> None:

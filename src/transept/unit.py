@@ -58,8 +58,8 @@ class Unit:
         self._doomed: str | None = None
         self._ended = False
         self.before_commit: BeforeCommit | None = None
-        self.blocks: list[Block] = []
         self.hooks = Hooks()
+        self.blocks: list[Block] = self.hooks.blocks
         self.name = name
         self.reads_only = reads_only
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from weakref import ref
 
@@ -32,6 +33,21 @@ class OpenCursors:
     async def close_all(self) -> None:
         while self._readers:
             await self.close(next(iter(self._readers)))
+
+    async def abandon(self, since: int = 0) -> None:
+        """Close them before a rollback, which ends those that cannot be; all but the first `since` of them."""
+        for cursor in list(self._readers)[since:]:
+            with suppress(Exception):
+                await self.close(cursor)
+
+    async def close_unread(self) -> None:
+        """Close those whose reader is gone: some drivers run nothing else while one is open."""
+        for cursor, reader in list(self._readers.items()):
+            if reader() is None:
+                await self.close(cursor)
+
+    def __len__(self) -> int:
+        return len(self._readers)
 
     def forget(self) -> None:
         """They have ended with their transaction."""

@@ -6,11 +6,20 @@ Written once, for both colours: what is awaited belongs to the adapter, and bloc
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
+from transept.block import Block
 from transept.context import CURRENT, LOOP
-from transept.errors import CommitFailed, CommitInDoubt, ProgrammingError, SQLError, UsageError, inside_a_block
+from transept.errors import (
+    IN_BLOCK,
+    CommitFailed,
+    CommitInDoubt,
+    ProgrammingError,
+    SQLError,
+    UsageError,
+    inside_a_block,
+)
 from transept.hooks import Hooks
 from transept.sql.controls import Control, control_of, read_too_late, statements_of
 from transept.sql.core import compiled_many
@@ -36,11 +45,11 @@ logger = logging.getLogger("transept")
 
 
 class Opened(NamedTuple):
-    """A block of the app's own: the transaction that it is in, and its savepoint if it is not the transaction."""
+    """A block of the app's own: the number of its transaction, and its savepoint if it is not all of that."""
 
-    link: Link
+    block: Block
+    number: int
     savepoint: str | None
-    mark: int
 
 
 class SQLHandle(Generic[S, C]):
@@ -59,11 +68,13 @@ class SQLHandle(Generic[S, C]):
         "_known",
         "_link",
         "_may_write",
+        "_number",
         "_open_savepoints",
         "_savepoints",
         "_turn",
         "_wrote",
         "connection",
+        "owner",
         "session",
     )
 
@@ -75,15 +86,17 @@ class SQLHandle(Generic[S, C]):
         self._hooks = hooks
         self._may_write = not reads_only
         self._link: Link | None = None
+        self._number = 0  # of the transaction that is open, or was the last
         self._beginning = False
         self._failed: str | None = None
         self._ended = False
         self._depth = 0
         self._savepoints = 0
-        self._open_savepoints: set[str] = set()
+        self._open_savepoints: dict[str, int] = {}  # with the number of cursors that were open before it
         self._cursors = OpenCursors()
         self._wrote = False
         self._app_ended: bool | None = None
+        self.owner: Any = None
         self.session: S
         self.connection: C
 
@@ -115,10 +128,15 @@ class SQLHandle(Generic[S, C]):
                 if result is not None:
                     return result
                 link = self._linked()
+            elif self._cursors:
+                await self._cursors.close_unread()
             try:
                 result = await link.run(sql, values, kind)
             except Exception as error:
                 await self._fail(error, sql, alone=not values)
+            except BaseException:
+                self._failed = self._failed or "a statement was cancelled"
+                raise
             if not kind.reads:
                 self._wrote = True
             return result
@@ -160,6 +178,9 @@ class SQLHandle(Generic[S, C]):
                 result = await work(self._linked())
             except Exception as error:
                 await self._fail(error, sql, raw=raw)
+            except BaseException:
+                self._failed = self._failed or "a statement was cancelled"
+                raise
             self._wrote = self._wrote or writes
             return result
         finally:
@@ -189,37 +210,36 @@ class SQLHandle(Generic[S, C]):
             raise inside_a_block(f"session.{end}() on database {self._database.key!r}")
         await self._take()
         try:
-            await self._end_now(commit)
+            await self._shielded(self._end_now(commit))
         finally:
             self._turn.leave()
 
     async def enter_block(self) -> Opened:
-        """A block of the app's own begins: a transaction, or a savepoint where one is open."""
+        """A block of the app's own begins: a transaction, or a savepoint where one is open or a block is around it."""
         await self._take()
         try:
+            alone = self._link is None and not self._hooks.blocks
             if self._link is None:
                 await self._begin()
-                block = Opened(self._linked(), None, self._hooks.mark())
-            else:
-                block = Opened(self._link, await self.savepoint(), self._hooks.mark())
+            opened = Opened(
+                Block(self._hooks.mark(), database=self.owner), self._number, None if alone else await self.savepoint()
+            )
+            self._hooks.blocks.append(opened.block)
             self._depth += 1
-            return block
+            return opened
         finally:
             self._turn.leave()
 
-    async def leave_block(self, block: Opened, error: BaseException | None) -> None:
+    async def leave_block(self, opened: Opened, error: BaseException | None) -> None:
         """It ends: kept if there is no error, else undone."""
         self._depth -= 1
-        if block.link is not self._link:
-            if error is None:
-                raise UsageError(
-                    f"the transaction of a session.transaction() block on database {self._database.key!r} ended inside "
-                    "the block: the response started there, or its unit of work ended."
-                )
+        self._hooks.blocks.remove(opened.block)
+        if self._link is None or opened.number != self._number:
+            self._end_too_late(error)
             return
         await self._take()
         try:
-            await self._end_block(block, error)
+            await self._shielded(self._end_block(opened, error))
         finally:
             self._turn.leave()
 
@@ -281,11 +301,13 @@ class SQLHandle(Generic[S, C]):
 
     async def check(self) -> None:
         link = self._linked()
-        await self._cursors.close_all()
+        if self._hooks.failed_block is not None:
+            raise CommitFailed(self._database.key, self._hooks.failed_block, IN_BLOCK)
         if self._ended:
             raise CommitFailed(self._database.key, f"an earlier error ended the transaction ({self._failed})")
         if self._failed is not None and (reason := await link.gone()) is not None:
             raise CommitFailed(self._database.key, f"{reason} ({self._failed})")
+        await self._cursors.close_all()
 
     async def commit(self) -> None:
         link = self._linked()
@@ -302,7 +324,7 @@ class SQLHandle(Generic[S, C]):
 
     async def rollback(self) -> None:
         link = self._linked()
-        await self._cursors.close_all()
+        await self._cursors.abandon()
         await link.rollback()
         await self._let_go(link)
 
@@ -315,12 +337,14 @@ class SQLHandle(Generic[S, C]):
     async def savepoint(self) -> str:
         self._savepoints += 1
         name = f"transept_{self._savepoints}"
+        await self._cursors.close_unread()
+        cursors = len(self._cursors)
         await self._command(f"SAVEPOINT {name}")
-        self._open_savepoints.add(name)
+        self._open_savepoints[name] = cursors
         return name
 
     async def rollback_to(self, savepoint: str) -> None:
-        self._open_savepoints.discard(savepoint)
+        await self._cursors.abandon(self._open_savepoints.pop(savepoint, 0))
         await self._command(f"ROLLBACK TO SAVEPOINT {savepoint}")
         await self._command(f"RELEASE SAVEPOINT {savepoint}")
         if not self._ended:
@@ -328,7 +352,7 @@ class SQLHandle(Generic[S, C]):
 
     async def release_savepoint(self, savepoint: str) -> None:
         await self._command(f"RELEASE SAVEPOINT {savepoint}")
-        self._open_savepoints.discard(savepoint)
+        self._open_savepoints.pop(savepoint, None)
 
     def end(self, owner: str) -> None:
         self._turn.ended = owner
@@ -386,6 +410,7 @@ class SQLHandle(Generic[S, C]):
                 return result
         await link.begin(self._may_write)
         self._link = link
+        self._number += 1
         return None
 
     async def _run_bare(self, link: Link, statement: Prepared) -> Result | None:
@@ -419,8 +444,20 @@ class SQLHandle(Generic[S, C]):
                 await self._roll_back_after(error)
                 raise
         else:
-            await self.rollback()
+            await self._roll_back_now()
         self._app_ended = commit
+
+    async def _roll_back_now(self) -> None:
+        """What a connection had under way that is lost is rolled back already."""
+        try:
+            await self.rollback()
+        except Exception as error:
+            fault = self._database.fault_of(error)
+            await self.invalidate()
+            if fault is None:
+                raise
+            if not fault.lost:
+                raise sql_error(fault, error, self._database.key, None) from error
 
     async def _roll_back_after(self, error: Exception) -> None:
         """An error that is under way comes first."""
@@ -432,15 +469,25 @@ class SQLHandle(Generic[S, C]):
             error.add_note(f"transept: rolling back failed ({failure!r}); the connection was dropped.")
             await self.invalidate()
 
-    async def _end_block(self, block: Opened, error: BaseException | None) -> None:
-        if error is not None:
-            self._hooks.drop_since(block.mark)
-        if block.savepoint is None:
-            await self._end_now(error is None)
-        elif error is None:
-            await self.release_savepoint(block.savepoint)
-        else:
-            await self.rollback_to(block.savepoint)
+    async def _end_block(self, opened: Opened, error: BaseException | None) -> None:
+        if error is None:
+            await (self._end_now(True) if opened.savepoint is None else self.release_savepoint(opened.savepoint))
+            return
+        self._hooks.drop_since(opened.block.mark)
+        try:
+            await (self._end_now(False) if opened.savepoint is None else self.rollback_to(opened.savepoint))
+        except Exception as failure:  # what left the block comes first; nothing of the transaction can be kept
+            error.add_note(f"transept: while undoing the block on database {self._database.key!r}: {failure!r}")
+            self._ended = True
+            self._failed = self._failed or str(failure)
+
+    def _end_too_late(self, error: BaseException | None) -> None:
+        """The transaction of a block ended inside it."""
+        what = f"the transaction of a session.transaction() block on database {self._database.key!r} ended inside it"
+        if error is None:
+            raise UsageError(f"{what}: the response started there, or its unit of work ended.")
+        if self._link is not None:
+            self._hooks.failed_block = what
 
     async def _command(self, sql: str) -> None:
         try:
@@ -482,11 +529,11 @@ class SQLHandle(Generic[S, C]):
             logger.warning("a connection to %r could not be given back", self._database.key, exc_info=True)
 
     async def _put_away(self, link: Link, lost: bool) -> None:
-        """Also where its user was cancelled."""
-        if isinstance(self._turn, TaskTurn):
-            await LOOP.shielded(self._give_back(link, lost=lost))
-        else:
-            await self._give_back(link, lost=lost)
+        await self._shielded(self._give_back(link, lost=lost))
+
+    async def _shielded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run this to its end, also where whoever asked for it is cancelled."""
+        await (LOOP.shielded(work) if isinstance(self._turn, TaskTurn) else work)
 
     def _forget(self) -> None:
         self._failed = None

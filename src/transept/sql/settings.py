@@ -182,7 +182,7 @@ class AsyncSettings(DriverSettings):
     def open(self, hooks: Hooks, reads_only: bool) -> SQLHandle[SQLSession, Connection]:
         linker = self._route(hooks) or self._itself()
         handle: SQLHandle[SQLSession, Connection] = SQLHandle(linker, TaskTurn(), hooks, reads_only)
-        handle.session, handle.connection = SQLSession(handle), Connection(handle)
+        handle.owner, handle.session, handle.connection = self, SQLSession(handle), Connection(handle)
         return handle
 
 
@@ -195,5 +195,5 @@ class BlockingSettings(DriverSettings):
     def open(self, hooks: Hooks, reads_only: bool) -> SQLHandle[BlockingSQLSession, BlockingConnection]:
         linker = self._route(hooks) or self._itself()
         handle: SQLHandle[BlockingSQLSession, BlockingConnection] = SQLHandle(linker, ThreadTurn(), hooks, reads_only)
-        handle.session, handle.connection = BlockingSQLSession(handle), BlockingConnection(handle)
+        handle.owner, handle.session, handle.connection = self, BlockingSQLSession(handle), BlockingConnection(handle)
         return handle
