@@ -220,3 +220,42 @@ async def test_commit_inside_a_block_is_refused(place: Place) -> None:
                 await session.commit()
     await place.config.stop()
     assert place.held() == [1]
+
+
+@pytest.mark.parametrize("mode", ["", "NO_BACKSLASH_ESCAPES"])
+@pytest.mark.parametrize("value", [b"\\', CURRENT_USER() AS leaked -- ", b"\x00'\\\"\n\xff"])
+@pytest.mark.anyio
+async def test_bytes_are_bytes_whatever_the_servers_mode(
+    request: pytest.FixtureRequest, mode: str, value: bytes
+) -> None:
+    engine = MariaDB(needed(request.config, "mariadb"))
+    config = AsyncmyConfig(pool_config={"dsn": engine.url("asyncmy")})
+    async with unit_of_work() as unit:
+        session = unit.session(config)
+        await session.execute("SET SESSION sql_mode = ?", mode)
+        for one in (value, bytearray(value), memoryview(value)):
+            assert await session.select("SELECT ? AS v", one) == [{"v": value}]
+    await config.stop()
+    engine.close()
+
+
+@pytest.mark.anyio
+async def test_a_method_of_the_driver_that_ends_the_transaction_is_noticed(place: Place) -> None:
+    ways: dict[str, Any] = {
+        "aiosqlite.core": lambda connection: connection.executescript("INSERT INTO held VALUES (9)"),
+        "asyncpg.connection": lambda connection: connection.fetch("ROLLBACK"),
+        "psycopg": lambda connection: connection.set_autocommit(True),
+        "asyncmy.connection": lambda connection: connection.query("COMMIT"),
+    }
+    end = ways[place.config.driver_connection.__module__]
+    with suppress(CommitFailed, Boom):
+        async with unit_of_work() as unit:
+            session = unit.session(place.config)
+            await session.execute("INSERT INTO held VALUES (1)")
+            with suppress(Exception):
+                await end(unit.connection(place.config))
+            await session.execute("INSERT INTO held VALUES (2)")
+            raise Boom
+    await place.config.stop()
+    assert 2 not in place.held()
+    assert place.engine.open_transactions() == 0

@@ -79,6 +79,9 @@ class PsycopgLink:
         await self._done(self._cursor.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}", values or None))
         return PsycopgCursor(self, name)
 
+    def still_in_transaction(self) -> bool:
+        return self.status() in (TransactionStatus.INTRANS, TransactionStatus.INERROR, TransactionStatus.ACTIVE)
+
     async def ended_by(self, fault: Fault) -> bool:
         return False
 

@@ -204,6 +204,9 @@ class AiosqliteLink(LiteLink):
         self._check()
         return AiosqliteCursor(self, await self.do(lambda: self._raw.execute(sql, values)))
 
+    def still_in_transaction(self) -> bool:
+        return self._raw.in_transaction
+
     async def ended_by(self, fault: Fault) -> bool:
         """SQLite drops the transaction at some errors; what follows would be kept at once, so a new one is begun."""
         if self._raw.in_transaction:

@@ -9,6 +9,7 @@ try:
     import asyncmy
     from asyncmy.charset import charset_by_name
     from asyncmy.connection import Connection
+    from asyncmy.converters import conversions
     from asyncmy.cursors import Cursor, SSCursor
 except ImportError as error:
     raise ImportError("transept.adapters.asyncmy needs asyncmy: pip install 'transept[asyncmy]'") from error
@@ -19,8 +20,22 @@ from transept.sql.faults import Fault, of_mysql
 from transept.sql.mysql import NOT_OPTIONS, MySQLLink, MySQLSettings
 from transept.sql.pool import AsyncPool
 from transept.sql.settings import AsyncSettings
+from transept.sql.values import MYSQL_TYPES, Table
 
 __all__ = ["AsyncmyConfig"]
+
+
+class Hex:
+    """Bytes as the server reads them whatever its sql_mode: asyncmy escapes them with backslashes in all of them."""
+
+    __slots__ = ("literal",)
+
+    def __init__(self, value: Any) -> None:
+        self.literal = f"x'{bytes(value).hex()}'"
+
+
+def _literal(value: Hex, mapping: Any = None) -> str:
+    return value.literal
 
 
 @configuration
@@ -38,9 +53,11 @@ class AsyncmyConfig(AsyncSettings, MySQLSettings):
     """
 
     driver_connection: ClassVar[type] = Connection
+    adapts: ClassVar[Table] = MYSQL_TYPES.but({bytes: Hex, bytearray: Hex, memoryview: Hex})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._options["conv"] = {**(self._options.get("conv") or conversions), Hex: _literal}
         self._pools = PerLoop(self._new_pool, AsyncPool.close)
 
     @classmethod

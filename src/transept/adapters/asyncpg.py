@@ -41,6 +41,7 @@ from transept.sql.values import ASYNCPG_TYPES, Table
 
 __all__ = ["AsyncpgConfig"]
 
+ROLLBACK_SECONDS = 5
 OURS: ContextVar[bool] = ContextVar("transept_asyncpg_acquires", default=False)
 ASKED_FOR: ContextVar[bool] = ContextVar("transept_asyncpg_is_closed", default=False)
 
@@ -329,6 +330,9 @@ class AsyncpgLink:
         await self._connection.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}", *values)
         return AsyncpgCursor(self._connection, name)
 
+    def still_in_transaction(self) -> bool:
+        return not is_lost(self._connection) and bool(self._connection.is_in_transaction())
+
     async def ended_by(self, fault: Fault) -> bool:
         return False
 
@@ -340,6 +344,8 @@ class AsyncpgLink:
         return None
 
     async def commit(self) -> None:
+        if not is_lost(self._connection) and not self._connection.is_in_transaction():
+            raise CommitFailed(self._pool._config.key, "the transaction had ended before", advice="")
         answer = await self._connection.execute("COMMIT")
         if answer != "COMMIT":
             raise CommitFailed(
@@ -350,7 +356,10 @@ class AsyncpgLink:
         if is_lost(self._connection) or not self._connection.is_in_transaction():
             return
         try:
-            await self._connection.execute("ROLLBACK")
+            async with asyncio.timeout(ROLLBACK_SECONDS):
+                await self._connection.execute("ROLLBACK")
+        except TimeoutError:  # it waits for a cancelled statement, of which nothing is heard
+            self._connection.terminate()
         except Exception as error:
             fault = of_asyncpg(error)
             if fault is None or not fault.lost:  # a transaction ends with its connection

@@ -84,6 +84,9 @@ class SqliteLink(LiteLink):
     async def cursor(self, sql: str, values: Sequence[Any]) -> SqliteCursor:
         return SqliteCursor(self.connection.execute(sql, values))
 
+    def still_in_transaction(self) -> bool:
+        return self.connection.in_transaction
+
     async def ended_by(self, fault: Fault) -> bool:
         """SQLite drops the transaction at some errors; what follows would be kept at once, so a new one is begun."""
         if self.connection.in_transaction:

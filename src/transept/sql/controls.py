@@ -35,13 +35,20 @@ def control_of(sql: str, kind: Kind, dialect: str) -> Control | None:
     Raises:
         UsageError: in a way that a unit of work could not keep.
     """
-    if kind.verb not in CONTROLS and kind.verb not in BEYOND:
+    if kind.verb not in CONTROLS and kind.verb not in BEYOND and kind.verb != "COPY":
         return None
     words = [word for part in cut(sql, dialect)[::2] for word in WORD.findall(part.upper())]
     if kind.verb in BEYOND and (not BEYOND[kind.verb] or BEYOND[kind.verb] in words):
         raise UsageError(
             f"{sql.strip()!r}: this would end the transaction, or keep what follows, past the unit of work."
         )
+    if kind.verb == "COPY":
+        if dialect == "postgresql" and {"STDIN", "STDOUT"} & set(words):
+            raise UsageError(
+                f"{sql.strip()!r}: execute() sends and takes no rows of COPY: use the driver's own methods, on the "
+                "connection that get_connection() gives."
+            )
+        return None
     what = CONTROLS.get(kind.verb)
     if what == "rollback" and "TO" in words:
         return None

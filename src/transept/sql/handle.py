@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from transept.block import Block
@@ -181,10 +182,22 @@ class SQLHandle(Generic[S, C]):
             except BaseException:
                 self._failed = self._failed or "a statement was cancelled"
                 raise
+            finally:
+                if raw:
+                    await self._look_after_a_stranger()
             self._wrote = self._wrote or writes
             return result
         finally:
             self._turn.leave()
+
+    async def _look_after_a_stranger(self) -> None:
+        """A method of the driver may have ended the transaction; what follows must not be kept as it comes."""
+        link = self._link
+        if link is not None and not self._ended and not link.still_in_transaction():
+            self._ended = True
+            self._failed = self._failed or "a method of the driver's connection ended it"
+            with suppress(Exception):  # a connection that is lost keeps nothing, either
+                await link.begin(self._may_write)
 
     def attribute(self, name: str) -> Any:
         """An attribute of the driver's connection."""

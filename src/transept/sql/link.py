@@ -68,6 +68,10 @@ class Link(Protocol):
 
     async def cursor(self, sql: str, values: Sequence[Any]) -> Cursor: ...
 
+    def still_in_transaction(self) -> bool:
+        """Whether the transaction may be open still, after somebody else used the connection. No I/O."""
+        ...
+
     async def ended_by(self, fault: Fault) -> bool:
         """Whether this error of the last statement has ended the transaction, so that no savepoint brings it back.
 

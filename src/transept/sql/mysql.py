@@ -36,6 +36,7 @@ NATIVES: frozenset[type] = frozenset({datetime, date, timedelta, Decimal})
 
 # Read write by default. READ WRITE in words is refused to most users while the server is read-only.
 BEGIN = "START TRANSACTION"
+IN_TRANSACTION = 1  # of the flags that come with each answer
 ROLLS_BACK_ON_TIMEOUT = "SELECT @@innodb_rollback_on_timeout"
 LOCK_WAIT, NO_SUCH_SAVEPOINT = 1205, 1305
 OF_OUR_SAVEPOINT = re.compile(r"(?:ROLLBACK TO|RELEASE) SAVEPOINT transept_\d+$")
@@ -113,7 +114,7 @@ class MySQLSettings(DriverSettings):
         if "conv" in options:  # the app teaches the driver types
             checked("pool_config: conv", options["conv"], Mapping, owner, optional=True)
             taught = [key for key in options["conv"] or () if isinstance(key, type)]
-            setattr(self, "adapts", MYSQL_TYPES.also(taught))  # noqa: B010 - it is the class's for all others
+            setattr(self, "adapts", self.adapts.also(taught))  # noqa: B010 - it is the class's for all others
 
 
 class Returns(Protocol):
@@ -231,6 +232,9 @@ class MySQLLink:
             self._stream = None
             raise
         return stream
+
+    def still_in_transaction(self) -> bool:
+        return self._is_alive() and bool(self._driver.server_status & IN_TRANSACTION)
 
     async def ended_by(self, fault: Fault) -> bool:
         if fault.code == LOCK_WAIT:

@@ -53,6 +53,10 @@ class Table(dict[type, Change]):
         for plain in (int, str, float, bytes, bool, type(None)):
             self[plain]
 
+    def but(self, changes: Mapping[type, Change]) -> Table:
+        """Such a table in which these types become something else."""
+        return Table({**self._changes, **changes}, self._takes)
+
     def also(self, takes: Collection[type]) -> Table:
         """Such a table for a driver that takes these types as well."""
         more = [one for one in takes if one not in self._changes]

@@ -197,6 +197,9 @@ class JoinedLink:
     async def cursor(self, sql: str, values: Sequence[Any]) -> Cursor:
         return JoinedCursor(await self._run(lambda: self._shared.link().cursor(sql, values)), self._run)
 
+    def still_in_transaction(self) -> bool:
+        return True
+
     async def ended_by(self, fault: Fault) -> bool:
         return await self._run(lambda: self._shared.link().ended_by(fault))
 
