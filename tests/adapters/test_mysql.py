@@ -567,7 +567,7 @@ def test_a_dsn_gives_the_drivers_keywords(kind: Any) -> None:
             "autocommit": False,
             "client_flag": 2,
         }
-        assert config._options == wanted
+        assert {name: value for name, value in config._options.items() if name != "conv"} == wanted
 
 
 @pytest.mark.parametrize("kind", [AsyncmyConfig, PyMysqlConfig])

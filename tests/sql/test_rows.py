@@ -228,6 +228,8 @@ CONVERSIONS = [
     (date, "2024-02-29", date(2024, 2, 29)),
     (time, "12:30:00", time(12, 30)),
     (timedelta, "PT90S", timedelta(seconds=90)),
+    (time, timedelta(0), time(0)),
+    (time, timedelta(hours=24, microseconds=-1), time(23, 59, 59, 999999)),
     (Decimal, "1.50", Decimal("1.50")),
     (Decimal, 2, Decimal(2)),
     (bool, 1, True),
@@ -322,6 +324,9 @@ def test_an_error_names_the_class_the_field_the_value_and_the_type() -> None:
         (date, object()),
         (UUID | datetime, "x"),
         (complex, "x"),
+        (time, timedelta(hours=30)),
+        (time | None, timedelta(hours=24)),
+        (time, timedelta(hours=-1)),
     ],
 )
 def test_what_does_not_fit_is_refused(annotation: Any, value: Any) -> None:

@@ -12,7 +12,8 @@ import pytest
 from psycopg import AsyncRawCursor, RawCursor
 from servers.server import Server
 
-from transept.errors import ParameterError
+from transept.errors import ParameterError, UsageError
+from transept.sql.controls import control_of, statements_of
 from transept.sql.kinds import Kind, kind_of
 from transept.sql.statement import Notation, forgotten, render, render_many
 from transept.sql.tokens import split
@@ -252,10 +253,73 @@ def test_the_kind_of_a_statement_is_read_from_its_text(sql, kind):
             ["CREATE RULE r AS ON INSERT TO t DO (a; b)", "c"],
         ),
         ("/*!50000 SET a = 1 */; # x;\nb", "mysql", ["/*!50000 SET a = 1 */", "# x;\nb"]),
+        ("/*M!100100 a; /* ; */ b */; c", "mysql", ["/*M!100100 a", "/* ; */ b */", "c"]),
+        ("CREATE TABLE event (id int, begin int); c", "sqlite", ["CREATE TABLE event (id int, begin int)", "c"]),
+        ("CREATE TABLE event AS SELECT begin FROM e; c", "mysql", ["CREATE TABLE event AS SELECT begin FROM e", "c"]),
+        ("CREATE INDEX i ON event (a); CREATE b", "postgresql", ["CREATE INDEX i ON event (a)", "CREATE b"]),
+        (
+            "CREATE FUNCTION f(begin int) RETURNS int RETURN 1; c",
+            "postgresql",
+            ["CREATE FUNCTION f(begin int) RETURNS int RETURN 1", "c"],
+        ),
+        (
+            "CREATE TRIGGER r BEFORE INSERT ON t FOR EACH ROW SET NEW.begin = 1; c",
+            "mysql",
+            ["CREATE TRIGGER r BEFORE INSERT ON t FOR EACH ROW SET NEW.begin = 1", "c"],
+        ),
+        (
+            "CREATE DEFINER=a@b SQL SECURITY DEFINER VIEW event AS SELECT begin; c",
+            "mysql",
+            ["CREATE DEFINER=a@b SQL SECURITY DEFINER VIEW event AS SELECT begin", "c"],
+        ),
     ],
 )
 def test_a_script_is_split_into_its_statements(script, dialect, statements):
     assert split(script, dialect) == statements
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "TRIGGER",
+        "TEMP TRIGGER",
+        "TEMPORARY TRIGGER",
+        "CONSTRAINT TRIGGER",
+        "OR REPLACE AGGREGATE FUNCTION",
+        "OR REPLACE /* it */ PROCEDURE",
+        "DEFINER=`a`@`%` EVENT",
+        "DEFINER = root@localhost FUNCTION",
+        "DEFINER=CURRENT_USER() PROCEDURE",
+        "/*!50003 TRIGGER */",
+        "/*!50017 DEFINER=`a`@`b`*/ /*!50003 TRIGGER */",
+    ],
+)
+def test_the_body_of_a_routine_is_a_part_of_its_creation(words):
+    created = f"CREATE {words} r BEGIN a; b; END"
+    assert split(f"{created}; c", "mysql") == [created, "c"]
+
+
+@pytest.mark.parametrize(
+    "sql", ["/*M! COMMIT */", "/*M!100100 COMMIT */", "/*!50000 COMMIT */", "/*!50000COMMIT*/", "/*!COMMIT*/"]
+)
+def test_what_mysql_runs_inside_a_comment_is_code(sql):
+    kind = kind_of(sql, "mysql")
+    assert kind == Kind("COMMIT", False, False, True, False)
+    assert control_of(sql, kind, "mysql") == "commit"
+    assert kind_of(sql, "sqlite").verb == ""
+    with pytest.raises(UsageError, match="cannot begin, commit"):
+        statements_of(f"SELECT 1; {sql}", "mysql")
+
+
+def test_a_commit_behind_a_table_that_is_named_as_a_routine_is_seen():
+    with pytest.raises(UsageError, match="leave out\n    COMMIT"):
+        statements_of("CREATE TABLE event (id int, begin int); COMMIT", "sqlite")
+
+
+@pytest.mark.parametrize("sql", ["COMMIT PREPARED 'x'", "ROLLBACK PREPARED 'x'"])
+def test_the_end_of_a_prepared_transaction_is_refused(sql):
+    with pytest.raises(UsageError, match="past the unit of work"):
+        control_of(sql, kind_of(sql, "postgresql"), "postgresql")
 
 
 # the rows of 1, 2, 3 that each condition finds; every database must agree

@@ -18,6 +18,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import greenlet_spawn
 
 from transept.alchemy.session import Seat, note_live, seat_of, writes
+from transept.block import Block
+from transept.context import LOOP
 from transept.errors import CommitInDoubt, UsageError, inside_a_block
 from transept.sql.controls import control_of, read_too_late, statements_of
 from transept.sql.core import checked
@@ -101,11 +103,12 @@ def over(session: Session | AsyncSession) -> SQLSession | BlockingSQLSession:
     raise UsageError(f"over() takes a Session or an AsyncSession of SQLAlchemy; {session!r} is neither.")
 
 
-class Block(NamedTuple):
-    """A block of the app's own: its transaction or savepoint, and the hooks that were there before it."""
+class Opened(NamedTuple):
+    """A block of the app's own: its transaction or savepoint, and the seat of a unit's session, which knows of it."""
 
     transaction: SessionTransaction
-    mark: int
+    block: Block
+    seat: Seat | None
 
 
 class Request(NamedTuple):
@@ -211,16 +214,20 @@ class AlchemyExecutor:
     async def app_ends(self, *, commit: bool) -> None:
         if self._depth:
             raise inside_a_block(f"session.{'commit' if commit else 'rollback'}() on database {self.key!r}")
-        await self.hop(self._commit if commit else self._rollback)
+        await self._hop_shielded(self._commit if commit else self._rollback)
 
-    async def enter_block(self) -> Block:
-        block = await self.hop(self._enter)
+    async def enter_block(self) -> Opened:
+        """A block of the app's own begins: a transaction, or a savepoint where one is open or a block is around it."""
+        opened = await self.hop(self._enter)
         self._depth += 1
-        return block
+        return opened
 
-    async def leave_block(self, block: Block, error: BaseException | None) -> None:
+    async def leave_block(self, opened: Opened, error: BaseException | None) -> None:
+        """It ends: kept if there is no error, else undone."""
         self._depth -= 1
-        await self.hop(lambda: self._leave(block, error))
+        if opened.seat is not None:
+            opened.seat.hooks.blocks.remove(opened.block)
+        await self._hop_shielded(lambda: self._leave(opened, error))
 
     # How.
 
@@ -257,6 +264,10 @@ class AlchemyExecutor:
 
     async def hop(self, work: Callable[[], T]) -> T:
         return await greenlet_spawn(work) if self._is_async else work()
+
+    async def _hop_shielded(self, work: Callable[[], None]) -> None:
+        """Run this to its end, also where whoever asked for it is cancelled."""
+        await (LOOP.shielded(self.hop(work)) if self._is_async else self.hop(work))
 
     def _request(self, sql: Any, arguments: Arguments) -> Request:
         if not isinstance(sql, str):
@@ -321,24 +332,26 @@ class AlchemyExecutor:
         except Exception as failure:
             error.add_note(f"transept: rolling back failed ({failure!r}).")
 
-    def _enter(self) -> Block:
-        def enter() -> Block:
+    def _enter(self) -> Opened:
+        def enter() -> Opened:
             session = self._session
             seat = seat_of(session)
+            alone = not session.in_transaction() and not (seat is not None and seat.hooks.blocks)
             try:
-                made = session.begin_nested() if session.in_transaction() else session.begin()
+                made = session.begin() if alone else session.begin_nested()
             except DBAPIError as error:
                 self.fail(error, None)
             if seat is None:
-                return Block(made, 0)
+                return Opened(made, Block(), None)
+            block = Block(seat.hooks.mark(), database=seat.owner)
             seat.savepoints.add(made)
-            return Block(made, seat.hooks.mark())
+            seat.hooks.blocks.append(block)
+            return Opened(made, block, seat)
 
         return self.in_turn(enter)
 
-    def _leave(self, block: Block, error: BaseException | None) -> None:
-        made = block.transaction
-        seat = seat_of(self._session)
+    def _leave(self, opened: Opened, error: BaseException | None) -> None:
+        made = opened.transaction
         if error is None and not made.is_active:
             made.__exit__(None, None, None)
             raise UsageError(
@@ -347,20 +360,32 @@ class AlchemyExecutor:
             )
         try:
             if error is None:
-                self.in_turn(lambda: self._keep(made, seat))
+                self.in_turn(lambda: self._keep(made, opened.seat))
                 return
         except Exception as failure:
-            self._undo(block, failure)
+            self._undo(opened, failure)
             self.fail(failure, None)
-        self._undo(block, error)
+        self._undo(opened, error)
 
-    def _undo(self, block: Block, error: BaseException) -> None:
-        seat = seat_of(self._session)
+    def _undo(self, opened: Opened, error: BaseException) -> None:
+        """An error that is under way comes first. What cannot be undone alone is not kept with the rest either."""
+        made, block, seat = opened
+        what = f"a session.transaction() block on database {self.key!r}"
         if seat is not None:
             seat.hooks.drop_since(block.mark)
-        if block.transaction.parent is None:
+            if made not in seat.savepoints and self._session.in_transaction():
+                seat.hooks.failed_block = f"the transaction of {what} ended inside it"
+        is_all = made.parent is None
+        if is_all:
             self._close_cursors()
-        block.transaction.__exit__(type(error), error, None)
+        try:
+            made.__exit__(type(error), error, None)
+        except Exception as failure:
+            if seat is None:
+                raise
+            error.add_note(f"transept: while undoing {what}: {failure!r}")
+            if not is_all:
+                seat.hooks.failed_block = seat.hooks.failed_block or f"{what} could not be undone"
 
     def _keep(self, made: SessionTransaction, seat: Seat | None) -> None:
         """A savepoint whose RELEASE has failed could not be rolled back to any more."""

@@ -219,6 +219,7 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
         seat = Seat(
             self.key, ThreadTurn(), hooks, may_write=self._may_write(reads_only), first_use=first_use, route=route
         )
+        seat.owner = self
         return BlockingHandle(session, seat)
 
     async def start(self) -> None:
@@ -295,6 +296,7 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
         seat = Seat(
             self.key, TaskTurn(), hooks, may_write=self._may_write(reads_only), first_use=first_use, route=route
         )
+        seat.owner = self
         return AsyncHandle(session, seat)
 
     async def start(self) -> None:

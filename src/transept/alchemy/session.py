@@ -64,6 +64,7 @@ class Seat:
         "key",
         "marks",
         "may_write",
+        "owner",
         "route",
         "savepoints",
         "turn",
@@ -86,6 +87,7 @@ class Seat:
         self.may_write = may_write
         self.first_use = first_use
         self.route = route
+        self.owner: Any = None  # its database
         self.connections: dict[Connection, None] = {}
         self.cursors: WeakSet[LiveCursor] | tuple[()] = ()
         self.marks: dict[SessionTransaction, int] = {}

@@ -26,7 +26,13 @@ CONTROLS: dict[str, Control] = {
     "ROLLBACK": "rollback",
 }
 # Two-phase commits, and MySQL's switch: verbs that do so always, or with this word.
-BEYOND = {"PREPARE": "TRANSACTION", "XA": "", "SET": "AUTOCOMMIT"}
+BEYOND = {
+    "PREPARE": "TRANSACTION",
+    "COMMIT": "PREPARED",
+    "ROLLBACK": "PREPARED",
+    "XA": "",
+    "SET": "AUTOCOMMIT",
+}
 
 
 def control_of(sql: str, kind: Kind, dialect: str) -> Control | None:

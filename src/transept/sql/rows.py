@@ -239,7 +239,7 @@ def converter(annotation: Any, trusted: frozenset[type], name: str) -> Convert |
                 return value
             # Databases answer SUM of ints with a Decimal, of which msgspec makes no int; MySQL a TIME with a timedelta.
             if type(value) is timedelta and time in members:
-                return (datetime.min + value).time()
+                return _time_of_day(value)
             return msgspec.convert(str(value) if type(value) is Decimal else value, annotation, strict=False)
         except (msgspec.MsgspecError, TypeError, ValueError) as error:
             raise UsageError(
@@ -247,6 +247,12 @@ def converter(annotation: Any, trusted: frozenset[type], name: str) -> Convert |
             ) from error
 
     return convert
+
+
+def _time_of_day(since_midnight: timedelta) -> time:
+    if not timedelta(0) <= since_midnight < timedelta(days=1):
+        raise ValueError("a time of day is at least 00:00 and less than 24:00; timedelta holds any")
+    return (datetime.min + since_midnight).time()
 
 
 def _members(annotation: Any) -> Iterator[Any]:

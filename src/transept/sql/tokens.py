@@ -46,8 +46,8 @@ SKIPPED = {
         PLAIN.format("`"),
         r"--(?=\s|\Z)[^\n]*+",
         r"\#[^\n]*+",
-        # /*! ... */ is code
         r"/\*(?!M?!)" + COMMENT[3:],
+        r"/\*M?![0-9]*+",  # what follows is code, and its end stays plain
     ),
     "sqlite": (*(PLAIN.format(quote) for quote in "'\"`"), r"\[[^\]]*+(?:\]|\Z)", r"--[^\n]*+", COMMENT),
 }
@@ -60,6 +60,7 @@ MARKS = (
     r"\(|\)|;",
 )
 WORD = re.compile(r"[^\W\d]\w*")
+KEYWORD = re.compile(r"(?<![\w.])[^\W\d]\w*")  # not what stands behind a dot
 TOKEN = {name: re.compile(f"({'|'.join((*skipped, *MARKS))})", re.DOTALL) for name, skipped in SKIPPED.items()}
 
 
@@ -98,7 +99,8 @@ def _ends(parts: list[str]) -> Iterator[int]:
     depth, body = 0, _Body()
     for i, part in enumerate(parts):
         if i % 2 == 0:
-            body.read(part)
+            if depth <= 0:  # in parentheses are columns and parameters, and each CASE has its END
+                body.read(part)
         elif part == "(":
             depth += 1
         elif part == ")":
@@ -112,22 +114,35 @@ class _Body:
     """How many blocks of a routine are open: their semicolons do not end the statement that creates it."""
 
     ROUTINES = frozenset({"TRIGGER", "FUNCTION", "PROCEDURE", "EVENT"})
+    BEFORE = frozenset({"CREATE", "OR", "REPLACE", "TEMP", "TEMPORARY", "AGGREGATE", "CONSTRAINT"})
     NO_END = frozenset({"IF", "LOOP", "WHILE", "REPEAT", "FOR"})  # END IF ends no block that was counted
 
     def __init__(self) -> None:
         self.open = 0
-        self._first = self._last = ""
-        self._is_routine = False
+        self._last = ""
+        self._has_definer = False
+        self._is_routine: bool | None = None  # not known before the word that names what is created
 
     def read(self, plain: str) -> None:
-        if self._first not in ("", "CREATE"):
+        if self._is_routine is False:
             return
-        for word in WORD.findall(plain.upper()):
-            self._first = self._first or word
-            self._is_routine = self._is_routine or word in self.ROUTINES
-            if self._is_routine and self._first == "CREATE":
+        for word in KEYWORD.findall(plain.upper()):
+            if self._is_routine:
                 self.open += self._change(word)
+            elif self._is_routine is None:
+                self._decide(word)
             self._last = word
+
+    def _decide(self, word: str) -> None:
+        if not self._last and word != "CREATE":
+            self._is_routine = False
+        elif word in self.ROUTINES:
+            self._is_routine = True
+        elif word == "DEFINER":
+            self._has_definer = True
+        elif word not in self.BEFORE:
+            # a definer may have any name; besides routines, views have one
+            self._is_routine = None if self._has_definer and word != "VIEW" else False
 
     def _change(self, word: str) -> int:
         if self._last == "END" and word in self.NO_END:
