@@ -157,6 +157,7 @@ class AiosqliteLink(LiteLink):
     __slots__ = ("_cancelled_at", "_left", "_pool", "_raw", "_savepoints", "connection")
 
     def __init__(self, connection: aiosqlite.Connection, raw: sqlite3.Connection, pool: LitePool) -> None:
+        super().__init__()
         self.connection = connection
         self._raw = raw
         self._pool = pool
@@ -185,6 +186,7 @@ class AiosqliteLink(LiteLink):
         if kind.verb == "SAVEPOINT":
             return await self._command(sql)
         self._check()
+        self.note(kind)
         return await self.do(lambda: run(self._raw, sql, values))
 
     async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
@@ -194,8 +196,11 @@ class AiosqliteLink(LiteLink):
     async def run_script(self, script: str) -> None:
         self._check()
 
+        statements = split(script, "sqlite")
+        self.note_script(statements)
+
         def run_all() -> None:
-            for statement in split(script, "sqlite"):
+            for statement in statements:
                 self._raw.execute(statement)
 
         await self.do(run_all)
@@ -224,7 +229,10 @@ class AiosqliteLink(LiteLink):
         self._cancelled_at = None
 
     async def release(self) -> None:
-        self._pool.release(self)
+        if self.stained:
+            await self.drop()
+        else:
+            self._pool.release(self)
 
     async def drop(self) -> None:
         closing = started(self._abandon())

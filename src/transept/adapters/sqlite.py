@@ -65,6 +65,7 @@ class SqliteLink(LiteLink):
     __slots__ = ("_pool", "connection")
 
     def __init__(self, connection: sqlite3.Connection, pool: ThreadPool[SqliteLink]) -> None:
+        super().__init__()
         self.connection = connection
         self._pool = pool
 
@@ -72,13 +73,16 @@ class SqliteLink(LiteLink):
         self.connection.execute(begin_statement(may_write))
 
     async def run(self, sql: str, values: Sequence[Any], kind: Kind) -> Result:
+        self.note(kind)
         return run(self.connection, sql, values)
 
     async def run_many(self, sql: str, sets: Sequence[Sequence[Any]]) -> int:
         return self.connection.executemany(sql, sets).rowcount
 
     async def run_script(self, script: str) -> None:
-        for statement in split(script, "sqlite"):
+        statements = split(script, "sqlite")
+        self.note_script(statements)
+        for statement in statements:
             self.connection.execute(statement)
 
     async def cursor(self, sql: str, values: Sequence[Any]) -> SqliteCursor:
@@ -102,7 +106,10 @@ class SqliteLink(LiteLink):
             self.connection.execute("ROLLBACK")
 
     async def release(self) -> None:
-        self._pool.release(self)
+        if self.stained:
+            await self.drop()
+        else:
+            self._pool.release(self)
 
     async def drop(self) -> None:
         self.close()

@@ -12,7 +12,7 @@ from transept._sqlite import memory_name, prepare
 from transept.config import configuration
 from transept.errors import ImproperConfigurationError, LockTimeoutError, unknown_option
 from transept.sql.faults import Fault, of_sqlite
-from transept.sql.kinds import Kind
+from transept.sql.kinds import Kind, kind_of
 from transept.sql.pool import SIZES, PoolSettings
 from transept.sql.result import Result
 from transept.sql.settings import DriverSettings
@@ -98,10 +98,24 @@ class LiteSettings(DriverSettings):
             keeper.close()
 
 
+LASTING = frozenset({"PRAGMA", "ATTACH", "DETACH"})  # what they do outlives the transaction
+
+
 class LiteLink:
     """What is the same for a connection in use, whichever driver it is of."""
 
-    __slots__ = ()
+    __slots__ = ("stained",)
+
+    def __init__(self) -> None:
+        self.stained = False
+
+    def note(self, kind: Kind) -> None:
+        if kind.verb in LASTING:
+            self.stained = True
+
+    def note_script(self, statements: Sequence[str]) -> None:
+        for statement in statements:
+            self.note(kind_of(statement, "sqlite"))
 
     fresh = True  # a file does not go away between two uses
 
