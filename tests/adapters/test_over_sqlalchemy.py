@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import asyncpg
+import httpx
 import pytest
 from servers.server import Server
 from sqlalchemy import DateTime, String, Uuid, bindparam, create_engine, insert, select, text
@@ -19,11 +20,27 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError as AlchemyIntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocket
 
-from transept import CommitFailed, ConcurrentUseError, OutsideScope, UsageError, after_commit, unit_of_work
+from transept import (
+    CommitFailed,
+    ConcurrentUseError,
+    OutsideScope,
+    UsageError,
+    after_commit,
+    current_unit,
+    transaction,
+    unit_of_work,
+)
 from transept.adapters.sqlalchemy import over
 from transept.alchemy import SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
 from transept.errors import DeadlockError, ParameterError, ProgrammingError, UniqueViolationError
+from transept.extensions.starlette import Transept
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +91,9 @@ def blocking_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @asynccontextmanager
 async def shop(url: str) -> AsyncIterator[SQLAlchemyAsyncConfig]:
-    config = SQLAlchemyAsyncConfig(connection_string=url, create_all=True, metadata=Base.metadata)
+    config = SQLAlchemyAsyncConfig(
+        connection_string=url, create_all=True, metadata=Base.metadata, commit_mode="autocommit"
+    )
     await config.start()
     try:
         yield config
@@ -96,6 +115,15 @@ async def names(config: SQLAlchemyAsyncConfig) -> list[str]:
     """What another session sees."""
     async with config.get_engine().connect() as look:
         return [name for (name,) in await look.execute(text(NAMES))]
+
+
+async def status_of(config: SQLAlchemyAsyncConfig, endpoint: Any) -> int:
+    """What a client is told."""
+    app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
+    Transept(config, app)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return (await client.post("/")).status_code
 
 
 def insert_of(url: str) -> str:
@@ -274,16 +302,173 @@ async def test_a_block_inside_a_transaction_is_a_savepoint(url: str) -> None:
 
 
 async def test_a_block_outside_of_a_transaction_is_one(url: str) -> None:
-    async with shop(url) as config, unit_of_work() as unit:
-        sql = over(unit.session(config))
-        async with sql.transaction():
-            await sql.execute(insert_of(url), 1, "one")
+    async with shop(url) as config:
+
+        async def endpoint(request: Request) -> Response:
+            sql = over(request.state.db_session)
+            async with sql.transaction():
+                await sql.execute(insert_of(url), 1, "one")
+            assert await names(config) == ["one"]
+            with pytest.raises(ZeroDivisionError):
+                async with sql.transaction():
+                    await sql.execute(insert_of(url), 2, "two")
+                    raise ZeroDivisionError
+            return Response(status_code=204)
+
+        assert await status_of(config, endpoint) == 204
         assert await names(config) == ["one"]
-        with pytest.raises(ZeroDivisionError):
+
+
+async def test_a_block_that_is_the_first_use_inside_a_units_block_is_a_part_of_it(url: str) -> None:
+    async with shop(url) as config:
+        async with unit_of_work() as unit:
+            sql = over(unit.session(config))
+            with suppress(ZeroDivisionError):
+                async with transaction("nested"):
+                    async with sql.transaction():
+                        await sql.execute(insert_of(url), 1, "one")
+                    raise ZeroDivisionError
             async with sql.transaction():
                 await sql.execute(insert_of(url), 2, "two")
+            assert await names(config) == []
+            with suppress(ZeroDivisionError):
+                async with sql.transaction():
+                    await sql.execute(insert_of(url), 3, "three")
+                    raise ZeroDivisionError
+        assert await names(config) == ["two"]
+
+
+async def test_a_block_in_a_body_is_kept_as_a_whole_or_not_at_all(url: str) -> None:
+    async with shop(url) as config:
+
+        async def endpoint(request: Request) -> Response:
+            sql = over(request.state.db_session)
+
+            async def body() -> AsyncIterator[bytes]:
+                with suppress(ZeroDivisionError):
+                    async with sql.transaction():
+                        await sql.execute(insert_of(url), 1, "one")
+                        yield b"1"
+                        await sql.execute(insert_of(url), 2, "two")
+                        raise ZeroDivisionError
+                async with sql.transaction():
+                    await sql.execute(insert_of(url), 3, "three")
+                    yield b"3"
+                    assert await names(config) == []
+
+            return StreamingResponse(body())
+
+        assert await status_of(config, endpoint) == 200
+        assert await names(config) == ["three"]
+
+
+def test_a_block_over_two_messages_is_one(url: str) -> None:
+    config = SQLAlchemyAsyncConfig(
+        connection_string=url, create_all=True, metadata=Base.metadata, commit_mode="autocommit"
+    )
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        sql = over(websocket.state.db_session)
+        with suppress(ZeroDivisionError):
+            async with sql.transaction():
+                await sql.execute(insert_of(url), 1, "one")
+                await websocket.receive_text()
+                await sql.execute(insert_of(url), 2, "two")
                 raise ZeroDivisionError
-        assert await names(config) == ["one"]
+        async with sql.transaction():
+            await sql.execute(insert_of(url), 3, "three")
+            await websocket.receive_text()
+        await websocket.send_text(str(await names(config)))
+        await websocket.close()
+
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)])
+    Transept(config, app)
+    with TestClient(app) as client, client.websocket_connect("/") as websocket:
+        websocket.send_text("go on")
+        websocket.send_text("go on")
+        assert websocket.receive_text() == "['three']"
+
+
+@pytest.mark.parametrize("url", SQLITE, ids="-".join, indirect=True)
+async def test_the_error_that_leaves_a_block_is_the_apps_own(url: str) -> None:
+    async with shop(url) as config:
+        caught: list[Exception] = []
+
+        async def endpoint(request: Request) -> Response:
+            sql = over(request.state.db_session)
+            await sql.execute(insert_of(url), 1, "one")
+            try:
+                async with sql.transaction():
+                    await sql.execute("INSERT OR ROLLBACK INTO over_items (id) VALUES (1)")
+            except Exception as error:
+                caught.append(error)
+            return Response(status_code=201)
+
+        assert await status_of(config, endpoint) == 500
+        (error,) = caught
+        assert isinstance(error, UniqueViolationError)
+        assert "while undoing a session.transaction() block" in error.__notes__[-1]
+        assert await names(config) == []
+
+
+async def test_what_follows_the_end_of_its_transaction_inside_a_block_is_not_kept(url: str) -> None:
+    async with shop(url) as config:
+
+        async def endpoint(request: Request) -> Response:
+            session = request.state.db_session
+            sql = over(session)
+            with suppress(ZeroDivisionError):
+                async with sql.transaction():
+                    await sql.execute(insert_of(url), 1, "one")
+                    await session.close()
+                    await sql.execute(insert_of(url), 2, "two")
+                    raise ZeroDivisionError
+            return Response(status_code=201)
+
+        assert await status_of(config, endpoint) == 500
+        assert await names(config) == []
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["whole", "savepoint"])
+async def test_the_end_of_a_block_that_is_cancelled_runs_to_its_end(url: str, inside: bool) -> None:
+    async with shop(url) as config:
+
+        async def endpoint(request: Request) -> Response:
+            sql = over(request.state.db_session)
+            if inside:
+                await sql.begin()
+            block = sql.transaction()
+            await block.__aenter__()
+            await sql.execute(insert_of(url), 1, "one")
+            ending = asyncio.ensure_future(block.__aexit__(None, None, None))
+            await asyncio.sleep(0)
+            ending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await ending
+            await sql.execute(insert_of(url), 2, "two")
+            return Response(status_code=201)
+
+        assert await status_of(config, endpoint) == 201
+        assert await names(config) == ["one", "two"]
+
+
+async def test_another_database_may_be_committed_inside_a_block(url: str, tmp_path: Path) -> None:
+    async with shop(url) as config, shop(f"sqlite+aiosqlite:///{tmp_path / 'other.db'}") as other:
+
+        async def endpoint(request: Request) -> Response:
+            sql = over(request.state.db_session)
+            async with sql.transaction():
+                await sql.execute(insert_of(url), 1, "one")
+                unit = current_unit()
+                await over(unit.session(other)).execute("INSERT INTO over_items (id, name) VALUES (1, 'other')")
+                await unit.commit(other)
+                with pytest.raises(UsageError, match="inside a block"):
+                    await unit.commit(config)
+            assert await names(other) == ["other"]
+            return Response(status_code=201)
+
+        assert await status_of(config, endpoint) == 201
 
 
 async def test_nobody_ends_the_transaction_inside_a_block(url: str) -> None:
