@@ -635,6 +635,23 @@ def test_blocking_sessions_have_a_blocking_twin(blocking_url: str) -> None:
             sql.select(NAMES)
 
 
+def test_blocks_of_blocking_sessions_are_a_part_of_the_units(blocking_url: str) -> None:
+    with blocking_shop(blocking_url) as config:
+        with unit_of_work() as unit:
+            sql = over(unit.session(config))
+            with suppress(ZeroDivisionError), transaction("nested"):
+                with sql.transaction():
+                    sql.execute(insert_of(blocking_url), 1, "one")
+                raise ZeroDivisionError
+            with suppress(ZeroDivisionError), sql.transaction():
+                sql.execute(insert_of(blocking_url), 2, "two")
+                raise ZeroDivisionError
+            with sql.transaction():
+                sql.execute(insert_of(blocking_url), 3, "three")
+        with config.get_engine().connect() as look:
+            assert look.execute(text(NAMES)).scalars().all() == ["three"]
+
+
 def test_blocking_sessions_are_rolled_back_as_one(blocking_url: str) -> None:
     with blocking_shop(blocking_url) as config:
         with pytest.raises(ZeroDivisionError), unit_of_work() as unit:

@@ -222,12 +222,12 @@ class AlchemyExecutor:
         self._depth += 1
         return opened
 
-    async def leave_block(self, opened: Opened, error: BaseException | None) -> None:
+    async def leave_block(self, block: Opened, error: BaseException | None) -> None:
         """It ends: kept if there is no error, else undone."""
         self._depth -= 1
-        if opened.seat is not None:
-            opened.seat.hooks.blocks.remove(opened.block)
-        await self._hop_shielded(lambda: self._leave(opened, error))
+        if block.seat is not None:
+            block.seat.hooks.blocks.remove(block.block)
+        await self._hop_shielded(lambda: self._leave(block, error))
 
     # How.
 
