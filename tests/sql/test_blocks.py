@@ -259,3 +259,33 @@ async def test_a_method_of_the_driver_that_ends_the_transaction_is_noticed(place
     await place.config.stop()
     assert 2 not in place.held()
     assert place.engine.open_transactions() == 0
+
+
+def test_blocks_of_two_tasks_that_are_crossed_keep_nothing(place: Place) -> None:
+    async def endpoint(request: Request) -> Response:
+        session = request.state.db_session
+        begun, both, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def first() -> None:
+            try:
+                async with session.transaction():
+                    await session.execute("INSERT INTO held VALUES (1)")
+                    begun.set()
+                    await both.wait()
+            finally:
+                ended.set()
+
+        async def second() -> None:
+            await begun.wait()
+            async with session.transaction():
+                await session.execute("INSERT INTO held VALUES (2)")
+                both.set()
+                await ended.wait()
+                raise Boom
+
+        outcomes = await asyncio.gather(first(), second(), return_exceptions=True)
+        assert [type(one) for one in outcomes] == [UsageError, Boom]
+        return Response(status_code=201)
+
+    assert status_of(place, endpoint) == 500
+    assert place.held() == []

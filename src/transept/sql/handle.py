@@ -60,9 +60,9 @@ class SQLHandle(Generic[S, C]):
         "_adapts",
         "_app_ended",
         "_beginning",
+        "_blocks",
         "_cursors",
         "_database",
-        "_depth",
         "_ended",
         "_failed",
         "_hooks",
@@ -91,7 +91,7 @@ class SQLHandle(Generic[S, C]):
         self._beginning = False
         self._failed: str | None = None
         self._ended = False
-        self._depth = 0
+        self._blocks: list[Opened] = []
         self._savepoints = 0
         self._open_savepoints: dict[str, int] = {}  # with the number of cursors that were open before it
         self._cursors = OpenCursors()
@@ -218,7 +218,7 @@ class SQLHandle(Generic[S, C]):
         """The app's own commit or rollback."""
         if self._turn.over() and not commit:
             return
-        if (self._open_savepoints or self._depth) and not self._turn.settling:
+        if (self._open_savepoints or self._blocks) and not self._turn.settling:
             end = "commit" if commit else "rollback"
             raise inside_a_block(f"session.{end}() on database {self._database.key!r}")
         await self._take()
@@ -238,23 +238,29 @@ class SQLHandle(Generic[S, C]):
                 Block(self._hooks.mark(), database=self.owner), self._number, None if alone else await self.savepoint()
             )
             self._hooks.blocks.append(opened.block)
-            self._depth += 1
+            self._blocks.append(opened)
             return opened
         finally:
             self._turn.leave()
 
     async def leave_block(self, opened: Opened, error: BaseException | None) -> None:
         """It ends: kept if there is no error, else undone."""
-        self._depth -= 1
+        crossed = self._blocks[-1] is not opened
+        self._blocks.remove(opened)
         self._hooks.blocks.remove(opened.block)
         if self._link is None or opened.number != self._number:
             self._end_too_late(error)
             return
         await self._take()
         try:
-            await self._shielded(self._end_block(opened, error))
+            if crossed:
+                await self._shielded(self._end_now(False))
+            else:
+                await self._shielded(self._end_block(opened, error))
         finally:
             self._turn.leave()
+        if crossed:
+            self._end_crossed(error)
 
     # Cursors.
 
@@ -493,6 +499,16 @@ class SQLHandle(Generic[S, C]):
             error.add_note(f"transept: while undoing the block on database {self._database.key!r}: {failure!r}")
             self._ended = True
             self._failed = self._failed or str(failure)
+
+    def _end_crossed(self, error: BaseException | None) -> None:
+        """A block ended before one that began inside it: they are two tasks', and nobody knows whose work is whose."""
+        what = f"two session.transaction() blocks on database {self._database.key!r} were crossed"
+        self._hooks.failed_block = what
+        if error is None:
+            raise UsageError(
+                f"{what}: one ended before another that began inside it, so nothing was kept. Give concurrent work a "
+                "unit of its own."
+            )
 
     def _end_too_late(self, error: BaseException | None) -> None:
         """The transaction of a block ended inside it."""
