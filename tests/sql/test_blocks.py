@@ -289,3 +289,35 @@ def test_blocks_of_two_tasks_that_are_crossed_keep_nothing(place: Place) -> None
 
     assert status_of(place, endpoint) == 500
     assert place.held() == []
+
+
+@pytest.mark.anyio
+async def test_only_execute_may_end_the_transaction(place: Place) -> None:
+    async with unit_of_work() as unit:
+        session = unit.session(place.config)
+        await session.execute("INSERT INTO held VALUES (1)")
+        for text in ("COMMIT", "ROLLBACK"):
+            with pytest.raises(UsageError, match="leave out"):
+                await session.execute_many(text, [()])
+            with pytest.raises(UsageError, match="leave out"):
+                await anext(session.stream(text))
+        assert place.held() == []
+    await place.config.stop()
+    assert place.held() == [1]
+
+
+def test_a_block_that_cannot_be_kept_is_undone_alone(place: Place) -> None:
+    async def endpoint(request: Request) -> Response:
+        session = request.state.db_session
+        await session.execute("INSERT INTO held VALUES (1)")
+        with suppress(Exception):
+            async with session.transaction():
+                await session.execute("INSERT INTO held VALUES (2)")
+                with suppress(Exception):
+                    await session.execute("SELECT nonsense")
+        await session.rollback()
+        await session.execute("INSERT INTO held VALUES (3)")
+        return Response(status_code=201)
+
+    assert status_of(place, endpoint) == 201
+    assert place.held() == [3]

@@ -13,7 +13,7 @@ from transept.errors import OutsideScope, UsageError
 from transept.sql.kinds import Kind, kind_of
 from transept.sql.tokens import WORD, cut, split
 
-__all__ = ["Control", "control_of", "read_too_late", "statements_of"]
+__all__ = ["Control", "control_of", "read_too_late", "refuse_control", "statements_of"]
 
 Control = Literal["begin", "commit", "rollback"]
 
@@ -74,12 +74,21 @@ def statements_of(script: str, dialect: str) -> list[str]:
     """
     statements = split(script, dialect)
     for statement in statements:
-        if control_of(statement, kind_of(statement, dialect), dialect) is not None:
-            raise UsageError(
-                "a script is a part of the unit of work, which begins and ends by itself, so it cannot begin, "
-                f"commit or roll back: leave out\n    {statement.strip()}"
-            )
+        refuse_control(statement, kind_of(statement, dialect), dialect)
     return statements
+
+
+def refuse_control(sql: str, kind: Kind, dialect: str) -> None:
+    """Refuse a statement that begins or ends a transaction where only execute() may.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if kind.session and control_of(sql, kind, dialect) is not None:
+        raise UsageError(
+            "scripts, streams and execute_many() are a part of the unit of work, which begins and ends by itself, so "
+            f"they cannot begin, commit or roll back: leave out\n    {sql.strip()}"
+        )
 
 
 def read_too_late(database: str) -> OutsideScope:

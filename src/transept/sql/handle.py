@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from transept.block import Block
@@ -22,11 +21,11 @@ from transept.errors import (
     inside_a_block,
 )
 from transept.hooks import Hooks
-from transept.sql.controls import Control, control_of, read_too_late, statements_of
+from transept.sql.controls import Control, control_of, read_too_late, refuse_control, statements_of
 from transept.sql.core import compiled_many
 from transept.sql.cursors import OpenCursors
 from transept.sql.faults import Fault, sql_error
-from transept.sql.kinds import Kind
+from transept.sql.kinds import Kind, kind_of
 from transept.sql.link import Cursor, Link, Linker
 from transept.sql.prepared import Arguments, Prepared, known_statements, prepare
 from transept.sql.result import Result
@@ -153,6 +152,8 @@ class SQLHandle(Generic[S, C]):
         else:
             text, rendered = compiled_many(sql, sets, self._database.notation)
         values = [adapt(one, self._adapts) for one in rendered]
+        dialect = self._database.notation.dialect
+        refuse_control(text, kind_of(text, dialect), dialect)
 
         async def work(link: Link) -> Result:
             return Result((), (), await link.run_many(text, values))
@@ -196,8 +197,11 @@ class SQLHandle(Generic[S, C]):
         if link is not None and not self._ended and not link.still_in_transaction():
             self._ended = True
             self._failed = self._failed or "a method of the driver's connection ended it"
-            with suppress(Exception):  # a connection that is lost keeps nothing, either
+            try:
                 await link.begin(self._may_write)
+            except Exception:  # nothing can stand in for what is lost: the unit as a whole cannot be kept
+                self._hooks.failed_block = self._failed
+                await self._shielded(self.invalidate())
 
     def attribute(self, name: str) -> Any:
         """An attribute of the driver's connection."""
@@ -267,6 +271,7 @@ class SQLHandle(Generic[S, C]):
     async def open_cursor(self, reader: Any, sql: Any, arguments: Arguments) -> Cursor:
         """A result that stays with the server, as long as `reader` lives and the transaction is open."""
         text, values, kind = self._prepared(sql, arguments)
+        refuse_control(text, kind, self._database.notation.dialect)
         cursor = await self.use(lambda link: link.cursor(text, values), text, writes=not kind.reads)
         self._cursors.add(cursor, reader)
         return cursor
@@ -281,6 +286,9 @@ class SQLHandle(Generic[S, C]):
                 rows = await cursor.fetch(count)
             except Exception as error:
                 await self._fail(error, None)
+            except BaseException:
+                self._failed = self._failed or "a statement was cancelled"
+                raise
             if len(rows) < count:
                 await self._cursors.close(cursor)
             return rows
@@ -489,9 +497,18 @@ class SQLHandle(Generic[S, C]):
             await self.invalidate()
 
     async def _end_block(self, opened: Opened, error: BaseException | None) -> None:
-        if error is None:
-            await (self._end_now(True) if opened.savepoint is None else self.release_savepoint(opened.savepoint))
-            return
+        if error is None and opened.savepoint is None:
+            await self._end_now(True)
+        elif error is None and opened.savepoint is not None:
+            try:
+                await self.release_savepoint(opened.savepoint)
+            except Exception as failure:  # such as an error that was swallowed inside: the block is undone alone
+                await self._undo_block(opened, failure)
+                raise
+        elif error is not None:
+            await self._undo_block(opened, error)
+
+    async def _undo_block(self, opened: Opened, error: BaseException) -> None:
         self._hooks.drop_since(opened.block.mark)
         try:
             await (self._end_now(False) if opened.savepoint is None else self.rollback_to(opened.savepoint))
