@@ -497,6 +497,18 @@ async def test_commit_and_rollback_are_the_sessions(url: str) -> None:
         assert await names(config) == ["one"]
 
 
+async def test_only_execute_may_end_the_transaction(url: str) -> None:
+    async with shop(url) as config:
+        async with unit_of_work() as unit:
+            sql = over(unit.session(config))
+            await sql.execute(insert_of(url), 1, "one")
+            with pytest.raises(UsageError, match="leave out"):
+                await sql.execute_many("ROLLBACK", [()])
+            with pytest.raises(UsageError, match="leave out"):
+                await anext(sql.stream("ROLLBACK"))
+        assert await names(config) == ["one"]
+
+
 async def test_rows_are_streamed_through_a_cursor_that_the_unit_knows_of(url: str) -> None:
     async with shop(url) as config, unit_of_work() as unit:
         session = unit.session(config)

@@ -21,9 +21,10 @@ from transept.alchemy.session import Seat, note_live, seat_of, writes
 from transept.block import Block
 from transept.context import LOOP
 from transept.errors import CommitInDoubt, UsageError, inside_a_block
-from transept.sql.controls import control_of, read_too_late, statements_of
+from transept.sql.controls import control_of, read_too_late, refuse_control, statements_of
 from transept.sql.core import checked
 from transept.sql.faults import Fault, of_asyncpg, of_mysql, of_psycopg, of_sqlite, sql_error
+from transept.sql.kinds import kind_of
 from transept.sql.link import Cursor
 from transept.sql.mysql import NATIVES as MYSQL_NATIVES
 from transept.sql.postgres import NATIVES
@@ -164,6 +165,7 @@ class AlchemyExecutor:
         if isinstance(sql, str):
             text, rendered = render_many(sql, sets, self._driver.notation)
             values = [tuple(adapt(one, self._driver.adapts)) for one in rendered]
+            self._refuse_control(text)
         else:
             for one in sets:
                 checked(sql, one)
@@ -190,6 +192,8 @@ class AlchemyExecutor:
     async def open_cursor(self, reader: Any, sql: Any, arguments: Arguments) -> AlchemyCursor:
         """A cursor of the server, as long as `reader` lives and the transaction is open."""
         request = self._request(sql, arguments)
+        if request.text is not None:
+            self._refuse_control(request.text)
 
         def work(connection: Connection) -> AlchemyCursor:
             result = request.send(connection, STREAMING)
@@ -268,6 +272,10 @@ class AlchemyExecutor:
     async def _hop_shielded(self, work: Callable[[], None]) -> None:
         """Run this to its end, also where whoever asked for it is cancelled."""
         await (LOOP.shielded(self.hop(work)) if self._is_async else self.hop(work))
+
+    def _refuse_control(self, text: str) -> None:
+        dialect = self._driver.notation.dialect
+        refuse_control(text, kind_of(text, dialect), dialect)
 
     def _request(self, sql: Any, arguments: Arguments) -> Request:
         if not isinstance(sql, str):
