@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from psycopg.pq import TransactionStatus
 
 from transept.errors import CommitFailed
-from transept.sql.faults import Fault, of_psycopg
+from transept.sql.faults import of_psycopg
 from transept.sql.kinds import Kind, kind_of
-from transept.sql.postgres import DECLARED, NATIVES, Session
+from transept.sql.postgres import DECLARED, NATIVES, Session, SessionLink
 from transept.sql.result import KeptCursor, Result
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["PsycopgLink"]
 
 
-class PsycopgLink:
+class PsycopgLink(SessionLink):
     """One connection for one transaction, begun and ended in SQL, so that COMMIT's own answer is seen."""
 
-    __slots__ = ("_connection", "_cursor", "_cursors", "_done", "_pool", "fresh", "session")
+    __slots__ = ("_connection", "_cursor", "_cursors", "_done", "_pool", "fresh")
 
     def __init__(self, pool: Pool, connection: Any, session: Session, *, fresh: bool) -> None:
         self._pool = pool
@@ -41,12 +41,6 @@ class PsycopgLink:
     async def ask(self, sql: str) -> Any:
         await self.command(sql)
         return (await self._done(self._cursor.fetchone()))[0]
-
-    def runs_bare(self, kind: Kind) -> bool:
-        return self.session.runs_bare(kind)
-
-    def refused_bare(self, fault: Fault) -> bool:
-        return self.session.refused_bare(fault)
 
     async def begin(self, may_write: bool) -> None:
         await self.command(self.session.begin)
@@ -81,9 +75,6 @@ class PsycopgLink:
 
     def still_in_transaction(self) -> bool:
         return self.status() in (TransactionStatus.INTRANS, TransactionStatus.INERROR, TransactionStatus.ACTIVE)
-
-    async def ended_by(self, fault: Fault) -> bool:
-        return False
 
     async def gone(self) -> str | None:
         return "an earlier error aborted the transaction" if self.status() is TransactionStatus.INERROR else None

@@ -27,6 +27,7 @@ from transept.sql.postgres import (
     WHO_AND_TEMP,
     Savings,
     Session,
+    SessionLink,
     decode_json,
     encode_json,
     pool_sizes,
@@ -263,10 +264,10 @@ class LoopPool:
             await self._users_reset(connection)
 
 
-class AsyncpgLink:
+class AsyncpgLink(SessionLink):
     """One asyncpg connection for one transaction, begun and ended in SQL, so that COMMIT's own answer is seen."""
 
-    __slots__ = ("_connection", "_cursors", "_in_step", "_pool", "fresh", "session")
+    __slots__ = ("_connection", "_cursors", "_in_step", "_pool", "fresh")
 
     def __init__(self, pool: LoopPool, connection: Any, session: Session, *, fresh: bool) -> None:
         self._pool = pool
@@ -287,12 +288,6 @@ class AsyncpgLink:
         except BaseException as error:
             self._failed(error)
             raise
-
-    def runs_bare(self, kind: Kind) -> bool:
-        return self.session.runs_bare(kind)
-
-    def refused_bare(self, fault: Fault) -> bool:
-        return self.session.refused_bare(fault)
 
     async def begin(self, may_write: bool) -> None:
         await self._get_in_step()
@@ -332,9 +327,6 @@ class AsyncpgLink:
 
     def still_in_transaction(self) -> bool:
         return not is_lost(self._connection) and bool(self._connection.is_in_transaction())
-
-    async def ended_by(self, fault: Fault) -> bool:
-        return False
 
     async def gone(self) -> str | None:
         try:

@@ -40,6 +40,7 @@ __all__ = [
     "WHO_AND_TEMP",
     "Savings",
     "Session",
+    "SessionLink",
     "decode_json",
     "encode_json",
     "pool_sizes",
@@ -326,3 +327,21 @@ def encode_json(value: Any) -> str:
 
 def decode_json(text: str | bytes) -> Any:
     return msgspec.json.decode(text)
+
+
+class SessionLink:
+    """What is the same for a connection in use, whichever driver it is of."""
+
+    __slots__ = ("session",)
+
+    session: Session
+
+    def runs_bare(self, kind: Kind) -> bool:
+        return self.session.runs_bare(kind)
+
+    def refused_bare(self, fault: Fault) -> bool:
+        return self.session.refused_bare(fault)
+
+    async def ended_by(self, fault: Fault) -> bool:
+        """A transaction is aborted until a savepoint brings it back; `gone` says so."""
+        return False
