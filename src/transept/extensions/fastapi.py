@@ -10,11 +10,11 @@ from starlette.requests import HTTPConnection
 
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
 from transept.database import Connects, Database, Databases, Gives
+from transept.extensions._base import unit_of
 from transept.extensions.starlette import (
-    Extension,
+    AppExtension,
     add_starlette_http_db_session_middleware,
     starlette_http_db_session_middleware,
-    unit_of,
 )
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class Transept(Extension):
-    """Request-scoped sessions for a FastAPI app; see `Extension`.
+class Transept(AppExtension):
+    """Request-scoped sessions for a FastAPI app; see `AppExtension`.
 
     What `provide_...` return is for ``Depends(...)`` in HTTP and WebSocket endpoints and in other dependencies. A
     database has one dependency for its session and one for its engine, whichever way they are asked for, so that

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, overload
-from weakref import WeakKeyDictionary, ref
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask, BackgroundTasks
@@ -16,28 +14,28 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import RequestResponseEndpoint
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from transept._bridge import is_async
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
 from transept.context import CURRENT, LOOP, NamedScope
-from transept.database import Connects, Database, Databases, Gives, Pooled
-from transept.errors import ImproperConfigurationError, OutsideScope
+from transept.database import Database, Databases
+from transept.errors import ImproperConfigurationError
+from transept.extensions._base import Extension, Home
 from transept.gate.answer import answer_to
 from transept.gate.asgi import ASGIGate, ASGIHTTPDBSessionMiddleware, unit_scope
 from transept.gate.by_hand import auto_commit_by_status_code, reset_db_session_ctx
 from transept.lifecycle import running
-from transept.transaction import new_unit_of_work
-from transept.unit import BeforeCommit, Unit
+from transept.unit import BeforeCommit
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
     from sqlalchemy.orm import Session
 
-    from transept.alchemy import DBConnect, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
+    from transept.alchemy import SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
 
 S = TypeVar("S")
 
@@ -63,10 +61,8 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class Extension:
-    """Databases by key, their sessions and engines, tied to an app: what the extensions of Starlette and FastAPI share.
-
-    A key is a bind key, a session key, or the database itself.
+class AppExtension(Extension):
+    """What the extensions of Starlette and FastAPI share: databases tied to an app.
 
     Args:
         config: one database, several, or a `Registry`.
@@ -77,7 +73,7 @@ class Extension:
     """
 
     def __init__(self, config: Database | Iterable[Database] | Databases, app: Starlette | None = None) -> None:
-        self._registry = Databases.of(config)
+        super().__init__(config)
         if app is not None:
             self.init_app(app)
 
@@ -95,139 +91,15 @@ class Extension:
         if registry is None:
             registry = Databases(self._registry)
             _install(app, registry)
-            _show_pools(app, self._registry)
+            _homes[app].show_pools(self._registry)
         elif any(database not in registry for database in self._registry):
             _refuse_started(app)
-            _show_pools(app, [database for database in self._registry if database not in registry])
+            _homes[app].show_pools([database for database in self._registry if database not in registry])
             _add_all(registry, self._registry)
 
-    @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Start the databases, and stop them at the end: for a lifespan of your own. Does nothing twice."""
-        async with running(list(self._registry), LOOP):
-            yield
 
-    # Configurations, by bind key or session key.
-
-    def get_config(self, key: Database | str | None = None) -> Any:
-        """The database with this key; without one the only one, or the one named ``"default"``."""
-        return self._registry.get(key)
-
-    def get_async_config(self, key: Database | str | None = None) -> SQLAlchemyAsyncConfig:
-        """As `get_config`, for an async SQLAlchemy database.
-
-        Raises:
-            ImproperConfigurationError: it is another kind of database.
-        """
-        from transept.alchemy import SQLAlchemyAsyncConfig
-
-        config = self._registry.get(key)
-        if not isinstance(config, SQLAlchemyAsyncConfig):
-            raise _expected("async", config)
-        return config
-
-    def get_async_database(self, key: Database | str | None = None) -> SQLAlchemyAsyncConfig | DBConnect:
-        """As `get_async_config`, and for a `DBConnect`: whatever gives an `AsyncSession`."""
-        from transept.alchemy import DBConnect
-
-        config = self._registry.get(key)
-        return config if isinstance(config, DBConnect) else self.get_async_config(key)
-
-    def get_sync_config(self, key: Database | str | None = None) -> SQLAlchemySyncConfig:
-        """As `get_config`, for a sync SQLAlchemy database.
-
-        Raises:
-            ImproperConfigurationError: it is another kind of database.
-        """
-        from transept.alchemy import SQLAlchemySyncConfig
-
-        config = self._registry.get(key)
-        if not isinstance(config, SQLAlchemySyncConfig):
-            raise _expected("sync", config)
-        return config
-
-    # Sessions of a request.
-
-    @overload
-    def get_session(self, request: HTTPConnection, key: Gives[S]) -> S: ...
-    @overload
-    def get_session(self, request: HTTPConnection, key: Database | str | None = None) -> Any: ...
-    def get_session(self, request: HTTPConnection, key: Any = None) -> Any:
-        """The request's session of this database, the same object each time, also on ``request.state``.
-
-        It takes a connection with its first statement, is settled before the response is passed on, and is over when
-        the response is complete; in a background task, this gives the session of a fresh unit of work.
-
-        Raises:
-            OutsideScope: the request is over, or the app has no gate.
-            ImproperConfigurationError: no database has this key.
-        """
-        return self._session(request, self._registry.get(key))
-
-    @overload
-    def get_connection(self, request: HTTPConnection, key: Connects[S]) -> S: ...
-    @overload
-    def get_connection(self, request: HTTPConnection, key: Database | str | None = None) -> Any: ...
-    def get_connection(self, request: HTTPConnection, key: Any = None) -> Any:
-        """The driver's connection of a raw database in this request, a handle that connects at first use.
-
-        It has `commit`, `rollback`, `cursor` and `execute` on each driver, and passes all else on. Settled with the
-        request's session, as a part of the same transaction.
-
-        Raises:
-            UsageError: the database is a SQLAlchemy one.
-            OutsideScope: the request is over, or the app has no gate.
-            ImproperConfigurationError: no database has this key.
-        """
-        return unit_of(request).connection(self._registry.get(key))
-
-    def get_async_session(self, request: HTTPConnection, key: Database | str | None = None) -> AsyncSession:
-        """As `get_session`, for an async SQLAlchemy database."""
-        session: AsyncSession = self._session(request, self.get_async_database(key))
-        return session
-
-    def get_sync_session(self, request: HTTPConnection, key: Database | str | None = None) -> Session:
-        """As `get_session`, for a sync SQLAlchemy database."""
-        session: Session = self._session(request, self.get_sync_config(key))
-        return session
-
-    # Sessions outside of requests.
-
-    @asynccontextmanager
-    async def with_async_session(self, key: Database | str | None = None) -> AsyncIterator[AsyncSession]:
-        """A new session in a unit of work of its own, committed at a clean end of the block, else rolled back."""
-        config = self.get_async_database(key)
-        async with new_unit_of_work() as unit:
-            yield await unit.prepared(config)
-
-    @contextmanager
-    def with_sync_session(self, key: Database | str | None = None) -> Iterator[Session]:
-        """As `with_async_session`, blocking."""
-        config = self.get_sync_config(key)
-        with new_unit_of_work() as unit:
-            yield unit.session(config)
-
-    # Engines.
-
-    def get_engine(self, key: Database | str | None = None) -> Engine | AsyncEngine:
-        """The engine of a SQLAlchemy database; an async one belongs to the running event loop."""
-        config = self._registry.get(key)
-        return self.get_sync_config(key).get_engine() if config.blocking else self.get_async_database(key).get_engine()
-
-    def get_async_engine(self, key: Database | str | None = None) -> AsyncEngine:
-        """The engine of an async SQLAlchemy database, for the running event loop."""
-        return self.get_async_database(key).get_engine()
-
-    def get_sync_engine(self, key: Database | str | None = None) -> Engine:
-        """The engine of a sync SQLAlchemy database."""
-        return self.get_sync_config(key).get_engine()
-
-    def _session(self, request: HTTPConnection, database: Database) -> Any:
-        return unit_of(request).session(database)
-
-
-class Transept(Extension):
-    """Request-scoped sessions for a Starlette app; see `Extension`."""
+class Transept(AppExtension):
+    """Request-scoped sessions for a Starlette app; see `AppExtension`."""
 
     def provide_session(self, key: Database | str | None = None) -> Callable[[Request], Any]:
         """A callable that takes a request and returns what `get_session` does."""
@@ -366,16 +238,6 @@ async def _answer_then_raise(request: Request, failure: Exception) -> Response:
     return answer
 
 
-def unit_of(request: HTTPConnection) -> Unit:
-    units = unit_scope(request.scope)
-    if units is None:
-        raise OutsideScope(
-            "no gate stands around this request: pass app= to Transept(...), or call init_app(app) before the app "
-            "starts."
-        )
-    return units.open()
-
-
 def _gate_of(app: Starlette) -> Any:
     gates: Any = ASGIGate
     return next((entry for entry in app.user_middleware if entry.cls is gates), None)
@@ -401,6 +263,9 @@ def _refuse_started(app: Starlette) -> None:
         )
 
 
+_homes: WeakKeyDictionary[Starlette, Home] = WeakKeyDictionary()
+
+
 def _install(app: Starlette, registry: Databases, before_commit: BeforeCommit | None = None) -> None:
     _refuse_started(app)
     gate = Middleware(
@@ -408,32 +273,15 @@ def _install(app: Starlette, registry: Databases, before_commit: BeforeCommit | 
     )
     app.user_middleware.append(gate)
     users_own = app.router.lifespan_context
+    home = _homes[app] = Home(app.state)
 
     @asynccontextmanager
     async def lifespan(started: Any) -> AsyncIterator[Any]:
-        _loops[app] = ref(asyncio.get_running_loop())
+        home.runs_here()
         async with running(list(registry), LOOP), users_own(started) as state:
             yield state
 
     app.router.lifespan_context = lifespan
-
-
-_loops: WeakKeyDictionary[Starlette, ref[asyncio.AbstractEventLoop]] = WeakKeyDictionary()  # of apps that run
-
-
-def _show_pools(app: Starlette, databases: Iterable[Database]) -> None:
-    """The pools of drivers lie on the app's state as soon as they are made; not those of other apps' event loops."""
-    shown = ref(app)
-
-    def show(key: str, pool: Any) -> None:
-        here = shown()
-        home = None if here is None else _loops.get(here)
-        if here is not None and (home is None or home() is asyncio._get_running_loop()):
-            setattr(here.state, key, pool)
-
-    for database in databases:
-        if isinstance(database, Pooled):
-            database.when_pooled(partial(show, database.pool_key))
 
 
 def runs_ahead(scope: Scope, start: Message) -> bool:
@@ -468,13 +316,3 @@ async def _answer_of_handlers(request: Request, failure: Exception) -> Response 
     else:
         response = await run_in_threadpool(handler, request, failure)
     return response
-
-
-def _expected(colour: str, config: Any) -> ImproperConfigurationError:
-    other = "a sync config" if config.blocking else "an async config"
-    article = "an async" if colour == "async" else "a sync"
-    found = other if type(config).__module__.startswith("transept.alchemy") else f"a {type(config).__name__}"
-    return ImproperConfigurationError(
-        f"Expected {article} config, but got {found} (database {config.key!r}): use get_session() and get_config() "
-        "for either kind."
-    )
