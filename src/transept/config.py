@@ -284,6 +284,11 @@ EXAMPLES = {
     "session_key": "db_session",
     "connection_key": "db_connection",
     "pool_key": "db_pool",
+    "engine_dependency_key": "db_engine",
+    "session_dependency_key": "db_session",
+    "engine_app_state_key": "db_engine",
+    "session_maker_app_state_key": "session_maker_class",
+    "session_scope_key": "_sqlalchemy_db_session",
 }
 
 

@@ -22,12 +22,21 @@ from contract.families.raw_psycopg import RawPsycopgAsync, RawPsycopgSync
 from contract.families.raw_sqlite3 import RawSqlite3
 from contract.frameworks.context import ContextFramework
 from contract.frameworks.fastapi import FastAPIFramework
+from contract.frameworks.litestar import CoveredLitestarFramework, LitestarFramework
 from contract.frameworks.starlette import StarletteFramework
 from contract.frameworks.units import OWN_UNITS
 from contract.frameworks.wsgi import WSGIFramework
 from contract.world import World
 
-FRAMEWORKS: list[Any] = [StarletteFramework, FastAPIFramework, ContextFramework, WSGIFramework, *OWN_UNITS]
+FRAMEWORKS: list[Any] = [
+    StarletteFramework,
+    FastAPIFramework,
+    LitestarFramework,
+    CoveredLitestarFramework,
+    ContextFramework,
+    WSGIFramework,
+    *OWN_UNITS,
+]
 FAMILIES: list[Any] = [
     AlchemyAsync,
     AlchemySync,

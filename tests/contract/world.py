@@ -32,6 +32,8 @@ class World:
     def __init__(self, framework: Any, family: Any, engine: Any, driver: str) -> None:
         self.framework = framework
         self.family = family
+        if family.name in getattr(framework, "configs", {}):
+            family.config = framework.configs[family.name]
         self.engine = engine
         self.driver = driver
         self.mode = "autocommit"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transept.alchemy import DBConnect, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
 
-__all__ = ["Extension", "HasScope", "Home", "unit_of"]
+__all__ = ["Extension", "HasScope", "Home", "unit_of", "unit_of_scope"]
 
 S = TypeVar("S")
 
@@ -182,7 +182,12 @@ class Extension:
 
 def unit_of(request: HasScope, how_to_gate: str = Extension.how_to_gate) -> Unit:
     """The unit of work of this request, made now if it has none yet."""
-    units = unit_scope(request.scope)
+    return unit_of_scope(request.scope, how_to_gate)
+
+
+def unit_of_scope(scope: Any, how_to_gate: str) -> Unit:
+    """The unit of work of the request with this ASGI scope."""
+    units = unit_scope(scope)
     if units is None:
         raise OutsideScope(f"no gate stands around this request: {how_to_gate}.")
     return units.open()

@@ -17,26 +17,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import Enum
-from typing import Any
 
 from transept.context import CURRENT, LOOP, Gate, UnitScope
-from transept.database import Database, Databases, Handle
+from transept.database import Database, Databases
 from transept.gate.answer import READING_METHODS, always, answer_to, at_start, between_chunks, outcome_of, report
+from transept.gate.protocol import SCOPE_KEY, ASGIApp, BeforeSend, Message, Receive, Scope, Send, unit_scope
 from transept.gate.state import make_lazy
+from transept.gate.websocket import Socket
 from transept.unit import BeforeCommit, Settled, Unit
 
-__all__ = ["SCOPE_KEY", "ASGIGate", "ASGIHTTPDBSessionMiddleware", "unit_scope"]
+__all__ = ["SCOPE_KEY", "ASGIGate", "ASGIHTTPDBSessionMiddleware", "Request", "raised_from", "unit_scope"]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Answer = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
-
-SCOPE_KEY = "transept.units"
 
 logger = logging.getLogger("transept")
 
@@ -68,6 +62,10 @@ class ASGIGate:
     Place it below middleware that adds headers to every response, such as CORS.
     """
 
+    before_send: BeforeSend | None = None
+    """Awaited with each message and the scope before anything is settled for that message. What it raises is raised out
+    of `send`; at the start of a response it rolls the unit back."""
+
     def __init__(
         self,
         app: ASGIApp,
@@ -93,10 +91,10 @@ class ASGIGate:
             make_lazy(scope, outer, self.registry)
             await self.app(scope, receive, send)
         elif kind == "http":
-            request = _Request(self, scope, receive, send)
+            request = Request(self, scope, receive, send)
             token = CURRENT.set(request)
             try:
-                await self.app(scope, request.receive, request.send)
+                await self.app(scope, request.receive, request.send if self.before_send is None else request.send_told)
             except BaseException as error:
                 await request.unwound(error)
             else:
@@ -108,7 +106,7 @@ class ASGIGate:
                 request.scope = {"method": scope["method"], "path": scope.get("path", "")}
                 CURRENT.reset(token)
         elif kind == "websocket":
-            await _WebSocket(self, scope, receive, send).run()
+            await Socket(self, scope, receive, send).run()
         else:
             await self.app(scope, receive, send)
 
@@ -132,13 +130,7 @@ class ASGIHTTPDBSessionMiddleware(ASGIGate):
         super().__init__(app, Databases() if registry is None else registry, before_commit=before_commit)
 
 
-def unit_scope(scope: Scope) -> UnitScope | None:
-    """Where the units of this request are, if a gate stands around it."""
-    found: UnitScope | None = scope.get(SCOPE_KEY)
-    return found
-
-
-class _Request(UnitScope):
+class Request(UnitScope):
     """One HTTP request: what has been sent, and the unit of the moment. Most requests change few of these."""
 
     host = LOOP
@@ -152,6 +144,7 @@ class _Request(UnitScope):
     left: int | None = None  # bytes that were announced and are not sent yet
     held: Sequence[Message] = ()
     warned = False
+    heard: int | None = None  # the status of a start that before_send was told of, and that has not been passed on yet
 
     def __init__(self, gate: ASGIGate, scope: Scope, receive: Receive, send: Send) -> None:
         self.gate = gate
@@ -171,6 +164,10 @@ class _Request(UnitScope):
     def describe(self) -> str:
         after = "what came after " if self.phase is AFTER else ""
         return f"{after}{self.scope['method']} {self.scope.get('path', '')}"
+
+    def failed(self) -> Exception | None:
+        """Why the response could not start, if nobody has answered anew."""
+        return self.failure if self.phase is FAILED else None
 
     async def unwound(self, error: BaseException) -> None:
         """The app has raised."""
@@ -212,6 +209,13 @@ class _Request(UnitScope):
                 return self.send_to(message)
         return self.send_settled(message)
 
+    async def send_told(self, message: Message) -> None:
+        """Where somebody is to hear of each message first."""
+        if message["type"] != "http.response.start":
+            assert self.gate.before_send is not None
+            await self.gate.before_send(message, self.scope)
+        await self.send_settled(message)
+
     async def send_settled(self, message: Message) -> None:
         kind = message["type"]
         if self.phase is STARTED:
@@ -231,20 +235,37 @@ class _Request(UnitScope):
             await self.send_to(message)
 
     async def start(self, message: Message) -> None:
-        if self.unit is not None:
-            try:
-                await self.settle_start(self.unit, message)
-            except Exception as error:
-                self.phase, self.failure = FAILED, error
-                if self.gate.on_failed_start is not None:
-                    self.gate.on_failed_start(self.scope)
-                raise
-            except BaseException:
-                self.cut = True
-                await self.close_units(None)
-                raise
+        await self.settle_ahead(message)
+        self.heard = None
         self.phase, self.started = STARTED, message
         await self.send_to(message)
+
+    async def settle_ahead(self, message: Message) -> None:
+        """Settle for this start of a response; it has not been passed on yet, and is not if this raises."""
+        try:
+            if self.gate.before_send is not None and self.heard != message["status"]:
+                await self.tell(self.gate.before_send, message)
+            if self.unit is not None:
+                await self.settle_start(self.unit, message)
+        except Exception as error:
+            self.phase, self.failure, self.heard = FAILED, error, None
+            if self.gate.on_failed_start is not None:
+                self.gate.on_failed_start(self.scope)
+            raise
+        except BaseException:
+            self.cut = True
+            await self.close_units(None)
+            raise
+
+    async def tell(self, before_send: BeforeSend, message: Message) -> None:
+        """Once for each start, however many places settle for it."""
+        try:
+            await before_send(message, self.scope)
+        except Exception:
+            if self.unit is not None:
+                await self.unit.settle(_nothing)
+            raise
+        self.heard = message["status"]
 
     async def settle_start(self, unit: Unit, message: Message) -> None:
         if self.gone:
@@ -332,7 +353,7 @@ class _Request(UnitScope):
         """Nobody below answered: the app's exception handlers do, or the error goes on to the framework's 500."""
         failure = self.failure
         assert failure is not None
-        for error in _raised_from(failure, unwound):
+        for error in raised_from(failure, unwound):
             if await self.app_answers(error):
                 return
         if await self.gate_answers(failure):
@@ -366,65 +387,12 @@ class _Request(UnitScope):
         return answered
 
 
-class _WebSocket(UnitScope):
-    """One WebSocket: a unit for each message received, over the same sessions, and nothing held while the app waits.
-
-    What the app has written is committed before the next message is awaited, and before anything is sent, so that the
-    other side is never told of what may not be kept; but not inside a block, which is kept as a whole. The commit mode
-    governs HTTP responses only.
-    """
-
-    host = LOOP
-
-    def __init__(self, gate: ASGIGate, scope: Scope, receive: Receive, send: Send) -> None:
-        self.gate = gate
-        self.scope = scope
-        self.receive_from = receive
-        self.send_to = send
-        self.outer = CURRENT.get()
-        scope[SCOPE_KEY] = self
-        make_lazy(scope, self, gate.registry)
-
-    def origin(self) -> Gate:
-        return self.gate
-
-    def describe(self) -> str:
-        return f"WebSocket {self.scope.get('path', '')}"
-
-    async def run(self) -> None:
-        token = CURRENT.set(self)
-        try:
-            await self.gate.app(self.scope, self.receive, self.send)
-            await self.end_message()
-        finally:
-            unit, self.unit = self.unit, None
-            if unit is not None:
-                await unit.close()
-            self.closed = True
-            CURRENT.reset(token)
-
-    async def receive(self) -> Message:
-        await self.end_message()
-        return await self.receive_from()
-
-    async def send(self, message: Message) -> None:
-        if self.unit is not None and not self.unit.blocks:
-            await self.unit.settle(always, _is_reading)
-        await self.send_to(message)
-
-    async def end_message(self) -> None:
-        unit = self.unit
-        if unit is not None and not unit.blocks:
-            await unit.settle(always)
-            unit.renew()
-
-
 async def _parted(parting: asyncio.Future[None]) -> None:
     await parting
 
 
-def _is_reading(database: Database, handle: Handle) -> bool:
-    return handle.reading()
+def _nothing(database: Database | None) -> bool:
+    return False
 
 
 def _content_length(message: Message) -> int | None:
@@ -434,7 +402,7 @@ def _content_length(message: Message) -> int | None:
     return None
 
 
-def _raised_from(failure: Exception, unwound: Exception | None) -> list[Exception]:
+def raised_from(failure: Exception, unwound: Exception | None) -> list[Exception]:
     """What the app has made of the failure while it unwound, the last first, and the failure itself.
 
     A plain RuntimeError is not the app's: Starlette raises it for a handled error after a start.

@@ -24,11 +24,12 @@ class AlchemySync:
     can = frozenset({"nested", "cursor", "flush", "create_all"})
     late_error = DBAPIError
     statement_error = DBAPIError
+    config: Any = SQLAlchemySyncConfig
 
     def database(self, engine: Any, driver: str, port: int | None, **settings: Any) -> Any:
         options = {"pool_size": 5, "max_overflow": 0, "pool_timeout": 3}
         url = engine.url(driver, port)
-        return SQLAlchemySyncConfig(connection_string=url, engine_config=EngineConfig(**options), **settings)
+        return self.config(connection_string=url, engine_config=EngineConfig(**options), **settings)
 
     async def run(self, session: Any, sql: str) -> None:
         session.execute(text(sql))

@@ -83,6 +83,8 @@ class StarletteFramework:
             elif message["type"] == "http.response.body":
                 told.body += message.get("body", b"")
                 told.complete = not message.get("more_body", False)
+                if told.complete:
+                    gone.set()  # as servers tell it to an app that still listens
                 told.seen.append(("body", look()))
                 if control.leaves_after is not None and len(told.body) >= control.leaves_after:
                     raise OSError("the client has left")

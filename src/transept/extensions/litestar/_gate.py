@@ -1,0 +1,84 @@
+"""Where the gate stands in a Litestar app: around the whole of it, and once more where a route answers.
+
+Litestar answers errors outside of its middleware, and its middleware may open sessions (to know who asks), so the gate
+is outermost. There is no place for that among Litestar's hooks but one that costs a request more than the gate itself:
+an app's class is exchanged for a subclass of it whose `__call__` is the gate, and a route's for one whose `handle` lets
+the gate settle before compression, caches and middleware have seen the start of the response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from functools import partial
+from typing import Any
+
+from litestar import Litestar
+from litestar.routes import ASGIRoute, HTTPRoute, WebSocketRoute
+from litestar.routes.base import BaseRoute
+from litestar.utils.scope.state import ScopeState
+
+from transept.gate.asgi import ASGIGate
+from transept.gate.further_in import dropped_on_error, raised_through, settled_ahead
+
+__all__ = ["HOW_TO_GATE", "not_started", "settle_early", "stand_around"]
+
+HOW_TO_GATE = "pass Transept(config) to Litestar(plugins=[...])"
+
+
+def stand_around(app: Litestar, gate: ASGIGate) -> None:
+    """Let the gate take the app's calls. The app keeps its type, seen from outside."""
+    kind = type(app)
+    gate.app = partial(kind.__call__, app)
+    names = {"__slots__": (), "__module__": kind.__module__, "__doc__": kind.__doc__, "__qualname__": kind.__qualname__}
+    app.__class__ = type(kind.__name__, (kind,), {**names, "__call__": staticmethod(gate.__call__)})
+
+
+def settle_early(app: Litestar, route: BaseRoute) -> None:
+    """Settle where this route answers, if anything stands between it and the gate."""
+    kinds: dict[Any, Any] = {ASGIRoute: SettledASGIRoute, WebSocketRoute: SettledWebSocketRoute}
+    if isinstance(route, HTTPRoute) and _is_covered(app, route):
+        kinds[HTTPRoute] = SettledHTTPRoute
+    changed: Any = route
+    changed.__class__ = kinds.get(type(route), type(route))
+
+
+def not_started(scope: Any) -> None:
+    """Litestar answers no error once it has seen a response start; this one was never sent."""
+    ScopeState.from_scope(scope).response_started = False
+
+
+class SettledHTTPRoute(HTTPRoute):
+    """A route behind middleware."""
+
+    __slots__ = ()
+
+    def handle(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:  # type: ignore[override]
+        return super().handle(scope, receive, _settled(scope, send))
+
+
+class SettledASGIRoute(ASGIRoute):
+    """A mounted app, which may answer errors by itself."""
+
+    __slots__ = ()
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        await raised_through(scope, super().handle(scope, receive, _settled(scope, send)))
+
+
+class SettledWebSocketRoute(WebSocketRoute):
+    """A WebSocket, whose errors Litestar answers by closing it."""
+
+    __slots__ = ()
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        await dropped_on_error(scope, super().handle(scope, receive, send))
+
+
+def _settled(scope: Any, send: Any) -> Any:
+    return settled_ahead(scope, send)
+
+
+def _is_covered(app: Litestar, route: HTTPRoute) -> bool:
+    handlers = route.route_handlers
+    layers = (app.csrf_config, app.compression_config, app.allowed_hosts)
+    return any(layers) or any(handler.cache or handler.resolve_middleware() for handler in handlers)
