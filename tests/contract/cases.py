@@ -559,7 +559,7 @@ async def a_client_that_left_before_the_start_leaves_nothing_if_the_app_was_told
         await ctx.insert(1)
         await ctx.connection.body()
         ctx.control.gone.set()
-        assert await ctx.connection.is_disconnected()
+        assert await world.framework.has_left(ctx.connection)
         return Answer(201)
 
     with warnings_logged() as logged:

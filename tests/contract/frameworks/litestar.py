@@ -72,6 +72,9 @@ class LitestarFramework(StarletteFramework):
         database = self.extension.get_config(key)
         return given.get(database.session_key) or self.extension.get_session(connection, key)
 
+    async def has_left(self, request: Any) -> bool:
+        return bool((await request.receive())["type"] == "http.disconnect")
+
     async def call(self, app: Any, look: Any, control: Any) -> Told:
         """Litestar answers every error itself; it is looked for where Litestar tells of it."""
         told = await super().call(app, look, control)

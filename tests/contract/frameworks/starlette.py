@@ -65,6 +65,10 @@ class StarletteFramework:
     async def find(self, request: Any, key: str | None) -> Any:
         return self.session(request, key)
 
+    async def has_left(self, request: Any) -> bool:
+        """Ask whether the client has."""
+        return bool(await request.is_disconnected())
+
     async def call(self, app: Any, look: Callable[[], list[int]], control: Any) -> Told:
         told = Told()
         gone = control.gone
