@@ -21,6 +21,7 @@ from transept._loops import PerLoop
 from transept.alchemy.engine import is_memory, keeper_of, make_engine, shared_memory
 from transept.alchemy.handle import AsyncHandle, BlockingHandle
 from transept.alchemy.session import Seat, new_guarded
+from transept.alchemy.timestamps import touching, touching_class
 from transept.config import (
     AsyncSessionConfig,
     DatabaseSettings,
@@ -49,6 +50,7 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
     session_maker: Callable[[], S] | None = None
     create_all: bool = False
     metadata: MetaData | None = None
+    enable_touch_updated_timestamp_listener: bool = True
     blocking: ClassVar[bool]
 
     def __post_init__(self) -> None:
@@ -62,7 +64,8 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
     def _check_settings(self) -> None:
         owner = type(self).__name__
         checked("metadata", self.metadata, MetaData, owner, optional=True)
-        checked("create_all", self.create_all, bool, owner)
+        for setting in ("create_all", "enable_touch_updated_timestamp_listener"):
+            checked(setting, getattr(self, setting), bool, owner)
         checked("engine_config", self.engine_config, EngineConfig, owner)
         options = self.engine_config.engine_options()
         if options and (self.engine_instance is not None or self.session_maker is not None):
@@ -177,6 +180,8 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
         engine_instance, create_engine_callable: a ready engine, or what is called with the URL and the options.
         create_all: create the tables of `metadata` at start-up, or at first use where start-up is not run. Without
             `metadata`, those of the only declarative base.
+        enable_touch_updated_timestamp_listener: the time (UTC) is put into the column `updated_at` of each object that
+            a flush changes, unless the app or the column sets it; not in sessions of your own maker.
         bind_key: the database's name.
         session_key: the session's name on the request's state; ``"db_session"`` or ``"<bind_key>_session"``.
         commit_mode: ``"manual"``, ``"autocommit"`` (2xx) or ``"autocommit_include_redirect"`` (2xx and 3xx).
@@ -248,7 +253,8 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
         if engine is None:
             engine = self._own_engine(self.create_engine_callable)
             self._disposer = finalize(self, engine.dispose)
-        return engine, self.session_maker_class(**self._session_options(self.session_config, engine))
+        maker = self.session_maker_class(**self._session_options(self.session_config, engine))
+        return engine, touching(maker) if self.enable_touch_updated_timestamp_listener else maker
 
     def _prepare(self) -> None:
         if self.create_all and not self._created:
@@ -320,7 +326,11 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
         engine = self.engine_instance
         if engine is None:
             engine = self._own_engine(self.create_engine_callable)
-        return engine, self.session_maker_class(**self._session_options(self.session_config, engine))
+        options = self._session_options(self.session_config, engine)
+        if self.enable_touch_updated_timestamp_listener:
+            made_here = options.get("class_", AsyncSession).sync_session_class
+            options["sync_session_class"] = touching_class(options.get("sync_session_class", made_here))
+        return engine, self.session_maker_class(**options)
 
     async def _dispose(self, made: tuple[AsyncEngine, Any]) -> None:
         if made[0] is not self.engine_instance:
