@@ -24,7 +24,7 @@ from transept.context import CURRENT, LOOP, Gate, UnitScope
 from transept.database import Database, Databases
 from transept.gate.answer import READING_METHODS, always, answer_to, at_start, between_chunks, outcome_of, report
 from transept.gate.protocol import SCOPE_KEY, ASGIApp, BeforeSend, Message, Receive, Scope, Send, unit_scope
-from transept.gate.state import make_lazy
+from transept.gate.state import Lazy, make_lazy
 from transept.gate.websocket import Socket
 from transept.unit import BeforeCommit, Settled, Unit
 
@@ -78,6 +78,7 @@ class ASGIGate:
     ) -> None:
         self.app = app
         self.registry = Databases.of(registry, "registry")
+        self.on_state: Lazy = self.registry.on_state()  # by name, what lies on the state of requests
         self.before_commit = before_commit
         self.answer = answer
         self.on_failed_start = on_failed_start
@@ -88,7 +89,7 @@ class ASGIGate:
         outer: UnitScope | None = scope.get(SCOPE_KEY)
         if outer is not None and not outer.closed:
             # A gate further out holds this request already: one unit, settled once, by it.
-            make_lazy(scope, outer, self.registry)
+            make_lazy(scope, outer, self.on_state)
             await self.app(scope, receive, send)
         elif kind == "http":
             request = Request(self, scope, receive, send)
@@ -153,7 +154,8 @@ class Request(UnitScope):
         self.send_to = send
         self.outer = CURRENT.get()
         scope[SCOPE_KEY] = self
-        make_lazy(scope, self, gate.registry)
+        if gate.on_state:
+            make_lazy(scope, self, gate.on_state)
 
     def may_write(self) -> bool:
         return self.phase is AFTER or self.scope["method"] not in READING_METHODS

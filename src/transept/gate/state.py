@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from transept.context import UnitScope
-from transept.database import Databases
 
-__all__ = ["make_lazy"]
+__all__ = ["Lazy", "make_lazy"]
+
+Lazy = dict[str, Callable[[Any], Any]]
 
 
 class LazyState(MutableMapping[str, Any]):
@@ -19,9 +20,7 @@ class LazyState(MutableMapping[str, Any]):
 
     __slots__ = ("_given", "_lazy", "_units")
 
-    def __init__(
-        self, given: MutableMapping[str, Any], units: UnitScope, lazy: dict[str, Callable[[Any], Any]]
-    ) -> None:
+    def __init__(self, given: MutableMapping[str, Any], units: UnitScope, lazy: Lazy) -> None:
         self._given = given
         self._units = units
         self._lazy = lazy
@@ -54,8 +53,7 @@ class LazyState(MutableMapping[str, Any]):
         return LazyState(dict(self._given), self._units, self._lazy)
 
 
-def make_lazy(scope: MutableMapping[str, Any], units: UnitScope, registry: Databases) -> None:
-    lazy = registry.on_state()
+def make_lazy(scope: MutableMapping[str, Any], units: UnitScope, lazy: Lazy) -> None:
     if not lazy:
         return
     given: Any = scope.get("state")

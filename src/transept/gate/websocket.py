@@ -8,7 +8,7 @@ from transept.context import CURRENT, LOOP, Gate, UnitScope
 from transept.database import Database, Databases, Handle
 from transept.gate.answer import always
 from transept.gate.protocol import SCOPE_KEY, ASGIApp, BeforeSend, Message, Receive, Scope, Send
-from transept.gate.state import make_lazy
+from transept.gate.state import Lazy, make_lazy
 
 __all__ = ["Socket"]
 
@@ -18,6 +18,7 @@ class SocketGate(Gate, Protocol):
 
     app: ASGIApp
     before_send: BeforeSend | None
+    on_state: Lazy
 
     @property
     def registry(self) -> Databases: ...
@@ -40,7 +41,8 @@ class Socket(UnitScope):
         self.send_to = send
         self.outer = CURRENT.get()
         scope[SCOPE_KEY] = self
-        make_lazy(scope, self, gate.registry)
+        if gate.on_state:
+            make_lazy(scope, self, gate.on_state)
 
     def origin(self) -> Gate:
         return self.gate

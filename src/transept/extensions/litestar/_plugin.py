@@ -171,6 +171,7 @@ class Binding:
         if self._gate is None:
             itself: Any = app
             self._gate = ASGIGate(itself, self.registry, on_failed_start=not_started)
+            self._gate.on_state = {}  # Litestar injects; what it keeps of its own on each state is read often
             if self._hooks:
                 self._gate.before_send = self._tell
             stand_around(app, self._gate)
