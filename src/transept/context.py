@@ -53,10 +53,14 @@ class UnitScope:
     A copied context (a child task, a worker thread) holds the same scope, so it sees a unit end, or be replaced.
     """
 
+    __slots__ = ("closed", "outer", "unit")
+
     host: Host
-    unit: Unit | None = None
-    closed = False
-    outer: UnitScope | None = None  # the scope that this one was made in
+
+    def __init__(self) -> None:
+        self.unit: Unit | None = None
+        self.closed = False
+        self.outer = CURRENT.get()  # the scope that this one was made in
 
     def origin(self) -> Gate:
         """The gate that the unit begins at."""
@@ -102,10 +106,10 @@ class NamedScope(UnitScope):
     """The scope of a unit that no request has: a block's, or a function's. Knows the databases of the one around it."""
 
     def __init__(self, host: Host, name: str, *, reads_only: bool = False) -> None:
+        super().__init__()
         self.host = host
         self.name = name
-        self.outer = outer = CURRENT.get()
-        self._origin = NO_GATE if outer is None else outer.origin()
+        self._origin = NO_GATE if self.outer is None else self.outer.origin()
         self._reads_only = reads_only
 
     def origin(self) -> Gate:

@@ -62,7 +62,7 @@ class ASGIGate:
     Place it below middleware that adds headers to every response, such as CORS.
     """
 
-    before_send: BeforeSend | None = None
+    before_send: BeforeSend | None
     """Awaited with each message and the scope before anything is settled for that message. What it raises is raised out
     of `send`; at the start of a response it rolls the unit back."""
 
@@ -82,31 +82,35 @@ class ASGIGate:
         self.before_commit = before_commit
         self.answer = answer
         self.on_failed_start = on_failed_start
+        self.before_send = None
         self.runs_ahead = runs_ahead
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
         outer: UnitScope | None = scope.get(SCOPE_KEY)
+        if scope["type"] != "http" or (outer is not None and not outer.closed):
+            await self.serve_otherwise(outer, scope, receive, send)
+            return
+        request = Request(self, scope, receive, send)
+        token = CURRENT.set(request)
+        try:
+            await self.app(scope, request.receive, request.send if self.before_send is None else request.send_told)
+        except BaseException as error:
+            await request.unwound(error)
+        else:
+            if request.unit is not None or request.failure is not None or request.parting is not None:
+                await request.returned()
+        finally:
+            request.closed = True
+            # What names it, and no more: a cycle would be left for the garbage collector.
+            request.scope = {"method": scope["method"], "path": scope["path"]}
+            CURRENT.reset(token)
+
+    async def serve_otherwise(self, outer: UnitScope | None, scope: Scope, receive: Receive, send: Send) -> None:
         if outer is not None and not outer.closed:
             # A gate further out holds this request already: one unit, settled once, by it.
             make_lazy(scope, outer, self.on_state)
             await self.app(scope, receive, send)
-        elif kind == "http":
-            request = Request(self, scope, receive, send)
-            token = CURRENT.set(request)
-            try:
-                await self.app(scope, request.receive, request.send if self.before_send is None else request.send_told)
-            except BaseException as error:
-                await request.unwound(error)
-            else:
-                if request.unit is not None or request.failure is not None or request.parting is not None:
-                    await request.returned()
-            finally:
-                request.closed = True
-                # What names it, and no more: a cycle would be left for the garbage collector.
-                request.scope = {"method": scope["method"], "path": scope.get("path", "")}
-                CURRENT.reset(token)
-        elif kind == "websocket":
+        elif scope["type"] == "websocket":
             await Socket(self, scope, receive, send).run()
         else:
             await self.app(scope, receive, send)
@@ -132,27 +136,44 @@ class ASGIHTTPDBSessionMiddleware(ASGIGate):
 
 
 class Request(UnitScope):
-    """One HTTP request: what has been sent, and the unit of the moment. Most requests change few of these."""
+    """One HTTP request: what has been sent, and the unit of the moment."""
+
+    __slots__ = (
+        "counts",
+        "cut",
+        "failure",
+        "gate",
+        "gone",
+        "heard",
+        "held",
+        "left",
+        "parting",
+        "phase",
+        "receive_from",
+        "scope",
+        "send_to",
+        "started",
+        "warned",
+    )
 
     host = LOOP
-    phase = OPEN
-    failure: Exception | None = None
-    gone = False
-    cut = False
-    parting: asyncio.Future[None] | None = None
-    started: Message
-    counts = False
-    left: int | None = None  # bytes that were announced and are not sent yet
-    held: Sequence[Message] = ()
-    warned = False
-    heard: int | None = None  # the status of a start that before_send was told of, and that has not been passed on yet
 
     def __init__(self, gate: ASGIGate, scope: Scope, receive: Receive, send: Send) -> None:
+        # What the base class does, here: each request makes one of these.
+        self.unit = None
+        self.closed = False
+        self.outer = CURRENT.get()
         self.gate = gate
         self.scope = scope
         self.receive_from = receive
         self.send_to = send
-        self.outer = CURRENT.get()
+        self.phase = OPEN
+        self.failure: Exception | None = None
+        self.parting: asyncio.Future[None] | None = None
+        self.held: Sequence[Message] = ()
+        self.left: int | None = None  # bytes that were announced and are not sent yet
+        self.heard: int | None = None  # the status of a start that before_send knows, and that is not passed on yet
+        self.gone = self.cut = self.counts = self.warned = False
         scope[SCOPE_KEY] = self
         if gate.on_state:
             make_lazy(scope, self, gate.on_state)
@@ -199,15 +220,17 @@ class Request(UnitScope):
 
     def send(self, message: Message) -> Awaitable[None]:
         """Where nothing is to be settled, nothing waits: the message is the server's at once."""
-        if not self.held:
-            phase = self.phase
-            if phase is STARTED:
-                if self.is_final(message, message["type"]) and (self.unit is None or self.unit.end_idle()):
-                    self.unit, self.phase = None, AFTER
-                    return self.send_to(message)
-            elif phase is OPEN and self.unit is None and message["type"] == "http.response.start":
+        phase = self.phase
+        if phase is OPEN:
+            if self.unit is None and message["type"] == "http.response.start":
                 self.phase = STARTED
                 self.started = message
+                return self.send_to(message)
+        elif phase is STARTED and not self.held and self.is_final(message):
+            unit = self.unit
+            if unit is None or unit.end_idle():
+                self.unit = None
+                self.phase = AFTER
                 return self.send_to(message)
         return self.send_settled(message)
 
@@ -219,17 +242,16 @@ class Request(UnitScope):
         await self.send_settled(message)
 
     async def send_settled(self, message: Message) -> None:
-        kind = message["type"]
         if self.phase is STARTED:
             try:
-                await self.settle_body(message, kind)
+                await self.settle_body(message)
             except Exception as error:
                 self.phase, self.failure = BROKEN, error
                 raise
             await self.pass_on(message)
         elif self.phase is AFTER:
             await self.send_to(message)
-        elif kind == "http.response.start" and self.phase is not BROKEN:
+        elif message["type"] == "http.response.start" and self.phase is not BROKEN:
             await self.start(message)
         elif self.failure is not None:
             raise self.failure
@@ -278,8 +300,8 @@ class Request(UnitScope):
             settled = await unit.settle(outcome_of(status), between_chunks if runs_ahead else at_start(status))
             self.report(unit, settled, status)
 
-    async def settle_body(self, message: Message, kind: str) -> None:
-        if self.is_final(message, kind):
+    async def settle_body(self, message: Message) -> None:
+        if self.is_final(message):
             await self.finish()
         elif self.unit is not None and not self.unit.blocks:
             await self.unit.settle(outcome_of(self.started["status"]), between_chunks)
@@ -299,9 +321,11 @@ class Request(UnitScope):
         if not (self.warned or self.gone):
             self.warned = report(unit, settled, status)
 
-    def is_final(self, message: Message, kind: str) -> bool:
+    def is_final(self, message: Message) -> bool:
+        kind: str = message["type"]
         if kind == "http.response.body" or kind == "http.response.zerocopysend":
-            return not (message.get("more_body") or self.started.get("trailers"))
+            more: object = message.get("more_body") or self.started.get("trailers")
+            return not more
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
         return kind == "http.response.pathsend"

@@ -35,11 +35,11 @@ class Socket(UnitScope):
     host = LOOP
 
     def __init__(self, gate: SocketGate, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__()
         self.gate = gate
         self.scope = scope
         self.receive_from = receive
         self.send_to = send
-        self.outer = CURRENT.get()
         scope[SCOPE_KEY] = self
         if gate.on_state:
             make_lazy(scope, self, gate.on_state)

@@ -90,6 +90,7 @@ class _Request(UnitScope):
     host = PLAIN
 
     def __init__(self, gate: WSGIGate, environ: WSGIEnvironment, start_response: StartResponse) -> None:
+        super().__init__()
         self.gate = gate
         self.environ = environ
         self.start_response = start_response
@@ -100,7 +101,6 @@ class _Request(UnitScope):
         self.unwritten: list[bytes] = []
         self.left: int | None = None
         self.write: Callable[[bytes], object] | None = None
-        self.outer = CURRENT.get()
         environ[ENVIRON_KEY] = self
 
     def may_write(self) -> bool:
