@@ -35,6 +35,7 @@ __all__ = [
 PACKAGES = [
     "transept",
     "starlette",
+    "litestar",
     "sqlalchemy",
     "asyncpg",
     "greenlet",

@@ -1,4 +1,4 @@
-"""What a request costs: bare Starlette, SQLAlchemy by hand, Transept, and others, side by side in one process."""
+"""What a request costs: bare frameworks, SQLAlchemy by hand, Transept, and others, side by side in one process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,34 @@ from pathlib import Path
 from time import perf_counter_ns, process_time_ns
 
 import imports
-from contenders import BY_HAND, CONTENDERS, App, Contender, MissingError
+from contenders import BY_HAND, CONTENDERS, OVER_LITESTAR, App, Contender, MissingError
 from database import Place, PlaceError, prepared
 from measuring import GarbageError, Held, Times, checked, counted, held, profiled, requests, timed
-from report import Against, machine, markdown_table, profile_table, promises, text_table, times_of, versions
+from report import (
+    Against,
+    Row,
+    Section,
+    aim,
+    aims,
+    machine,
+    markdown_table,
+    median_over,
+    profile_table,
+    promises,
+    text_table,
+    times_of,
+    versions,
+)
 
 VARIABLE = "TRANSEPT_BENCH_POSTGRES"
 USUAL = "postgresql://postgres@127.0.0.1:5432/postgres"
-PATHS = ["/nodb", "/read", "/write"]
+PATHS = ["/nodb", "/read", "/write", *OVER_LITESTAR]
+BARE = {
+    "/nodb": Against("bare", "bare Starlette"),
+    **dict.fromkeys(OVER_LITESTAR, Against("litestar", "bare Litestar")),
+}
+ADDED = ("litestar-transept", "litestar-advanced-alchemy")
+MOST = 0.5  # times what Advanced Alchemy adds
 WARM_UP = 50  # requests, of each path
 CLOCKS = {"wall": perf_counter_ns, "cpu": process_time_ns}
 
@@ -80,10 +100,10 @@ class Bench:
     def tables(self, times: Times) -> list[list[list[str]]]:
         titles = {one.name: one.title for one in self.contenders}
         found = [times_of(path, times, titles=titles, against=self.against(path)) for path in self.options.path]
-        return [*found, promises(self.held, self.contenders)]
+        return [*found, promises(self.held, self.contenders)] if self.held else found
 
     def against(self, path: str) -> Against:
-        return Against("bare", "bare Starlette") if path == "/nodb" else Against(self.hand.name, "by hand")
+        return BARE.get(path, Against(self.hand.name, "by hand"))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -98,24 +118,36 @@ def main(arguments: Sequence[str]) -> int:
 async def compare(options: argparse.Namespace) -> int:
     async with prepared(options.url, options.pool) as place:
         print(f"{machine()}\n{versions(await place.server())}\n{amount(options)}", flush=True)
-        bench = Bench(options, place, contenders=options.only or CONTENDERS, hand=BY_HAND)
+        asked = [one for one in options.only or CONTENDERS if set(one.paths) & set(options.path)]
+        bench = Bench(options, place, contenders=asked, hand=BY_HAND)
         times = await bench.run()
-        for rows in bench.tables(times):
+        tables = [*bench.tables(times), *over_litestar(times)]
+        for rows in tables:
             print(f"\n{text_table(rows)}")
         print()
         for title, reason in bench.left_out.items():
             print(f"{title}: {reason}")
         if options.markdown is not None:
-            options.markdown.write_text(await page(options, bench, times), "utf-8")
+            options.markdown.write_text(await page(options, bench, tables), "utf-8")
     return 0
 
 
-async def page(options: argparse.Namespace, bench: Bench, times: Times) -> str:
+def over_litestar(times: Times) -> list[list[Row]]:
+    """A table of what Transept adds as a part of what Advanced Alchemy adds, if all were measured."""
+    rows = []
+    for path in OVER_LITESTAR:
+        if all((path, one) in times for one in ("litestar", *ADDED)):
+            ours, theirs = (median_over(path, times, one, "litestar") for one in ADDED)
+            rows.append(aim(f"{path}: what Transept adds, to what Advanced Alchemy adds", ours / theirs, MOST))
+    return [aims([Section([], rows, {})])] if rows else []
+
+
+async def page(options: argparse.Namespace, bench: Bench, tables: list[list[Row]]) -> str:
     about = f"{machine()}; {versions(await bench.place.server())}. {amount(options)}."
-    tables = map(markdown_table, bench.tables(times))
     left_out = "\n".join(f"- {title}: {reason}" for title, reason in bench.left_out.items())
     imported = imports.sentence(imports.added(runs=5))
-    return "\n\n".join(part.strip() for part in (PAGE, about, *tables, left_out, imported) if part) + "\n"
+    parts = (PAGE, about, *map(markdown_table, tables), left_out, imported)
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 async def profile(options: argparse.Namespace) -> int:
@@ -129,7 +161,7 @@ async def profile(options: argparse.Namespace) -> int:
 
 def amount(options: argparse.Namespace) -> str:
     time = {"wall": "time as it passes", "cpu": "time of this process's processor"}[options.clock]
-    requests = f"{options.rounds} rounds of {options.calls} requests, ten times as many for /nodb"
+    requests = f"{options.rounds} rounds of {options.calls} requests, ten times as many where no database is asked"
     return f"{requests}; pools of {options.pool}; {time}"
 
 

@@ -19,6 +19,9 @@ TITLES = [
     "context-async-sqlalchemy, ASGI",
     "context-async-sqlalchemy, Starlette",
     "SQLSpec, asyncpg",
+    "bare Litestar",
+    "Transept, Litestar",
+    "Advanced Alchemy, Litestar",
 ]
 
 SQL_AIMS = [
@@ -44,7 +47,7 @@ def test_every_contender_has_its_line(postgres: Server, tmp_path: Path) -> None:
     done = run("request.py", "--rounds", "1", "--calls", "2", "--url", postgres.dsn, "--markdown", str(page))
     assert (done.returncode, done.stderr) == (0, "")
     assert [title for title in TITLES if f"\n{title}" not in done.stdout] == []
-    for path in ("/nodb", "/read", "/write"):
+    for path in ("/nodb", "/read", "/write", "/litestar-nodb", "/litestar-session"):
         assert f"\n| {path} | " in page.read_text("utf-8")
     assert postgres.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'transept_bench_%'") == []
 
@@ -53,6 +56,15 @@ def test_transept_and_the_hand_keep_every_promise(postgres: Server) -> None:
     done = run("request.py", "--rounds", "1", "--calls", "1", "--url", postgres.dsn, "--path", "/write")
     promises = {line[:35].strip(): line[35:].split() for line in done.stdout.partition("What holds")[2].splitlines()}
     assert promises["SQLAlchemy by hand"] == promises["Transept, get_session()"] == ["yes", "yes", "yes"]
+
+
+def test_one_framework_can_be_measured_alone(postgres: Server) -> None:
+    """Without the apps of the other."""
+    done = run("request.py", "--rounds", "1", "--calls", "1", "--url", postgres.dsn, "--path", "/litestar-session")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nTransept, Litestar " in done.stdout
+    assert "by hand" not in done.stdout
+    assert "What holds" not in done.stdout
 
 
 def test_sql_first_sessions_are_measured_from_a_request_to_a_stream(postgres: Server, tmp_path: Path) -> None:

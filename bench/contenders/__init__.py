@@ -1,7 +1,8 @@
 """Who is measured: each contender is the same small app, with its sessions made in another way.
 
 Each has three paths that are timed, `/nodb`, `/read` and `/write`, and two that show whether it keeps the promise:
-`/refused` writes and answers 400, `/broken` writes what fails only at COMMIT and answers 201.
+`/refused` writes and answers 400, `/broken` writes what fails only at COMMIT and answers 201. Those over Litestar have
+two paths, and ask no database: `/litestar-session` has a session injected and does not use it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = [
     "BY_HAND",
     "CONTENDERS",
     "LIBRARIES",
+    "OVER_LITESTAR",
     "SQL_FIRST",
     "Contender",
     "Library",
@@ -79,6 +81,8 @@ def imported(package: str, module: str) -> Any:
     return import_module(f"contenders.{module}")
 
 
+OVER_LITESTAR = ["/litestar-nodb", "/litestar-session"]
+
 BY_HAND = Contender("by-hand", "SQLAlchemy by hand", "sqlalchemy", "by_hand:by_hand")
 
 CONTENDERS = [
@@ -95,6 +99,15 @@ CONTENDERS = [
         "context_async:ready_made",
     ),
     Contender("sqlspec", "SQLSpec, asyncpg", "sqlspec", "sqlspec:plugin"),
+    Contender("litestar", "bare Litestar", "litestar", "litestar:bare", paths=OVER_LITESTAR),
+    Contender("litestar-transept", "Transept, Litestar", "litestar", "litestar:transept", paths=OVER_LITESTAR),
+    Contender(
+        "litestar-advanced-alchemy",
+        "Advanced Alchemy, Litestar",
+        "advanced-alchemy",
+        "litestar:advanced_alchemy",
+        paths=OVER_LITESTAR,
+    ),
 ]
 
 ASYNCPG = Contender("asyncpg", "asyncpg by hand", "asyncpg", "raw:by_hand", paths=["/read", "/write"])
