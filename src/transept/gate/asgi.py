@@ -19,6 +19,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import Enum
+from typing import Any
 
 from transept.context import CURRENT, LOOP, Gate, UnitScope
 from transept.database import Database, Databases
@@ -33,6 +34,8 @@ __all__ = ["SCOPE_KEY", "ASGIGate", "ASGIHTTPDBSessionMiddleware", "Request", "r
 Answer = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 
 logger = logging.getLogger("transept")
+
+RARE = {"counts": False, "cut": False, "gone": False, "heard": None, "left": None, "warned": False}
 
 
 class Phase(Enum):
@@ -157,6 +160,12 @@ class Request(UnitScope):
     )
 
     host = LOOP
+    counts: bool
+    cut: bool
+    gone: bool
+    heard: int | None  # the status of a start that before_send knows, and that is not passed on yet
+    left: int | None  # bytes that were announced and are not sent yet
+    warned: bool
 
     def __init__(self, gate: ASGIGate, scope: Scope, receive: Receive, send: Send) -> None:
         # What the base class does, here: each request makes one of these.
@@ -171,12 +180,16 @@ class Request(UnitScope):
         self.failure: Exception | None = None
         self.parting: asyncio.Future[None] | None = None
         self.held: Sequence[Message] = ()
-        self.left: int | None = None  # bytes that were announced and are not sent yet
-        self.heard: int | None = None  # the status of a start that before_send knows, and that is not passed on yet
-        self.gone = self.cut = self.counts = self.warned = False
         scope[SCOPE_KEY] = self
         if gate.on_state:
             make_lazy(scope, self, gate.on_state)
+
+    def __getattr__(self, name: str) -> Any:
+        """What few requests ever set."""
+        try:
+            return RARE[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
     def may_write(self) -> bool:
         return self.phase is AFTER or self.scope["method"] not in READING_METHODS

@@ -27,7 +27,7 @@ HOW_TO_GATE = "pass Transept(config) to Litestar(plugins=[...])"
 
 def stand_around(app: Litestar, gate: ASGIGate) -> None:
     """Let the gate take the app's calls. The app keeps its type, seen from outside."""
-    kind = type(app)
+    kind: Any = type(app)
     gate.app = partial(kind.__call__, app)
     names = {"__slots__": (), "__module__": kind.__module__, "__doc__": kind.__doc__, "__qualname__": kind.__qualname__}
     app.__class__ = type(kind.__name__, (kind,), {**names, "__call__": staticmethod(gate.__call__)})
