@@ -120,9 +120,38 @@ def test_importing_transept_imports_no_framework_and_no_driver():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_starlette_extension_imports_no_sqlalchemy_until_it_is_asked_for():
+@pytest.mark.parametrize("extension", ["starlette", "fastapi", "litestar"])
+def test_an_extension_imports_no_sqlalchemy_until_it_is_asked_for(extension):
     code = (
-        "import sys, transept.extensions.starlette as ext; assert 'sqlalchemy' not in sys.modules; "
+        f"import sys, transept.extensions.{extension} as ext; assert 'sqlalchemy' not in sys.modules; "
         "ext.SQLAlchemyAsyncConfig; assert 'sqlalchemy' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("extension", "others"),
+    [
+        ("starlette", {"fastapi", "litestar", "flask"}),
+        ("fastapi", {"litestar", "flask"}),
+        ("litestar", {"starlette", "fastapi", "flask"}),
+    ],
+)
+def test_an_extension_imports_no_driver_and_no_other_framework(extension, others):
+    foreign = others | {"asyncpg", "psycopg", "aiosqlite", "sqlite3", "asyncmy", "pymysql"}
+    code = f"import sys, transept.extensions.{extension}; print(sorted({foreign} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_app_of_litestar_over_a_raw_driver_imports_no_sqlalchemy():
+    code = """
+import sys
+from litestar import Litestar
+from transept.adapters.asyncpg import AsyncpgConfig
+from transept.extensions.litestar import Transept
+Litestar([], plugins=[Transept(AsyncpgConfig())])
+print(sorted({'sqlalchemy', 'sqlite3', 'psycopg'} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
