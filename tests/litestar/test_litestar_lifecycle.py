@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from held import COUNT, VIOLATION, File, Postgres, calling, insert, out_of_pool
 from litestar import Litestar, Request, Response, Router, asgi, get, post
+from litestar.config.app import AppConfig
 from litestar.datastructures import State
 from litestar.plugins import InitPlugin
 from litestar.testing import AsyncTestClient, TestClient, create_async_test_client, create_test_client
@@ -460,6 +460,24 @@ def test_an_engine_of_the_apps_own_is_not_disposed(file: File) -> None:
     made.dispose()
 
 
+def test_our_lifespan_may_be_one_of_the_apps_with_the_plugin_or_without(file: File) -> None:
+    for with_plugin in (True, False):
+        config = config_of(file)
+        seen = counting(config)
+        db = Transept(config)
+        app = app_of(*([db] if with_plugin else []), handlers=[], lifespan=[db.lifespan])
+        with TestClient(app):
+            assert seen == ["start"]
+        assert seen == ["start", "stop"]
+
+
+def test_an_app_may_be_made_from_an_app_config(file: File) -> None:
+    settings = AppConfig(route_handlers=[write], plugins=[Transept(config_of(file))], logging_config=None)
+    with TestClient(Litestar.from_config(settings)) as client:
+        assert client.post("/").json() == 1
+    assert file.held() == [1]
+
+
 # Several plugins, several apps
 
 
@@ -644,6 +662,20 @@ async def test_litestar_within_litestar_each_with_its_own_databases(file: File, 
     assert (file.held(), other_file.held()) == ([1], [1])
 
 
+async def test_a_configuration_of_litestars_serves_starlette_too(file: File) -> None:
+    async def write_there(request: Any) -> JSONResponse:
+        await request.state.db_session.execute(insert(2))
+        return JSONResponse(True)
+
+    config = config_of(file)
+    beside = Starlette(routes=[Route("/", write_there, methods=["POST"])])
+    StarletteTransept(config, beside)
+    for app, status in ((app_of(Transept(config)), 201), (beside, 200)):
+        async with calling(app) as client:
+            assert (await client.post("/")).status_code == status
+    assert file.held() == [1, 2]
+
+
 async def test_a_session_that_outlives_its_request_says_so(file: File) -> None:
     kept: list[AsyncSession] = []
 
@@ -669,4 +701,3 @@ async def test_a_request_that_does_not_ask_takes_no_connection(pg: Postgres) -> 
         assert [(await client.get(path)).status_code for path in ("/", "/unused", "/missing")] == [200, 200, 404]
         assert (pg.backends(), out_of_pool(config)) == (0, 0)
     await config.stop()
-    assert isinstance(client, httpx.AsyncClient)
