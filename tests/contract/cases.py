@@ -157,6 +157,36 @@ async def what_a_hook_writes_is_kept_before_the_answer(world: World) -> None:
     assert (told.status, told.held_at_start()) == (201, [1, 2])
 
 
+@case("L1", "before_send", "create_all")
+async def a_before_send_handler_is_told_once_and_before_anything_is_settled(world: World) -> None:
+    starts: list[int] = []
+
+    async def told_of(message: Any, scope: Any) -> None:
+        if message["type"] == "http.response.start":
+            starts.append(message["status"])
+            if (session := scope["state"].get("_sqlalchemy_db_session")) is not None:
+                await world.family.run(session, f"INSERT INTO held VALUES ({len(starts)})")
+            if len(starts) in raises:
+                raise Boom
+
+    def in_a_thread(message: Any, scope: Any) -> None:
+        run_now(told_of(message, scope))
+
+    async def handler(ctx: Context) -> Answer:
+        await ctx.insert(0)
+        return Answer(201)
+
+    raises: set[int] = set()
+    world.database(before_send_handler=in_a_thread if world.family.blocking else told_of)
+    told = await world.request(handler)
+    assert (told.status, told.held_at_start(), starts) == (201, [0, 1], [201])
+    world.engine.reset()
+    raises.add(2)
+    told = await world.request(handler, handlers={Boom: 202})
+    assert (told.status, starts) == (202, [201, 201, 202])
+    assert world.held() == [3], "what was written before the handler raised was kept"
+
+
 @case("L1")
 async def the_next_request_is_not_harmed_by_a_failed_commit(world: World) -> None:
     async def failing(ctx: Context) -> Answer:
@@ -1000,10 +1030,12 @@ async def a_statement_waits_while_the_gate_settles(world: World) -> None:
     with world.proxy() as proxy:
         world.through(proxy)
         told = await world.request(handler)
-        assert (told.status, told.held_at_start()) == (201, [1])
         (late,) = await asyncio.gather(*tasks, return_exceptions=True)
         assert late is None or isinstance(late, OutsideScope)
-        assert world.held() == ([1, 2] if late is None else [1])
+        held = [1, 2] if late is None else [1]
+        # where the start is settled twice, the second time finds what waited for the first
+        assert (told.status, told.held_at_start()) == (201, held if "ahead" in world.can else [1])
+        assert world.held() == held
 
 
 @case("L5", "wire", "async")
@@ -1032,7 +1064,8 @@ async def a_statement_that_waits_for_the_last_settling_comes_too_late(world: Wor
         world.through(proxy)
         assert (await world.request(handler)).status == 500
         (error,) = await asyncio.gather(*late, return_exceptions=True)
-        assert isinstance(error, OutsideScope)
+        # where the framework answers every error inside the gate, this settling is not the last, but that of a start
+        assert isinstance(error, OutsideScope) or ("answers" in world.can and error is None)
     assert world.held() == []
 
 

@@ -22,7 +22,7 @@ from contract.families.raw_psycopg import RawPsycopgAsync, RawPsycopgSync
 from contract.families.raw_sqlite3 import RawSqlite3
 from contract.frameworks.context import ContextFramework
 from contract.frameworks.fastapi import FastAPIFramework
-from contract.frameworks.litestar import CoveredLitestarFramework, LitestarFramework
+from contract.frameworks.litestar import CoveredLitestarFramework, LitestarFramework, MountedLitestarFramework
 from contract.frameworks.starlette import StarletteFramework
 from contract.frameworks.units import OWN_UNITS
 from contract.frameworks.wsgi import WSGIFramework
@@ -33,6 +33,7 @@ FRAMEWORKS: list[Any] = [
     FastAPIFramework,
     LitestarFramework,
     CoveredLitestarFramework,
+    MountedLitestarFramework,
     ContextFramework,
     WSGIFramework,
     *OWN_UNITS,

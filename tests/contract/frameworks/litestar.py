@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from typing import Any
 
-from litestar import Litestar, Request, Response, WebSocket, route, websocket
+from litestar import Litestar, Request, Response, WebSocket, asgi, route, websocket
 from litestar.background_tasks import BackgroundTask
-from litestar.config.compression import CompressionConfig
 from litestar.enums import HttpMethod
 from litestar.exceptions import LitestarException
 from litestar.response import Stream
@@ -20,38 +20,53 @@ from transept.extensions.litestar import SQLAlchemyAsyncConfig, SQLAlchemySyncCo
 
 class LitestarFramework(StarletteFramework):
     name = "litestar"
+    can = StarletteFramework.can | {"answers", "before_send"}
     configs = {"alchemy-async": SQLAlchemyAsyncConfig, "alchemy-sync": SQLAlchemySyncConfig}
     settings: dict[str, Any] = {}
+
+    def __init__(self) -> None:
+        self.made: dict[Any, tuple[Transept, Litestar]] = {}
 
     def takes(self, family: Any) -> bool:
         return True
 
     def app(self, databases: list[Any], work: Work, blocking: bool, handlers: dict[type[Exception], int]) -> Any:
-        self.extension: Any = Transept(databases)
-        self.errors: list[Exception] = []
+        """One app for all requests to the same databases: to make one takes longer than a request."""
+        key = (*map(id, databases), blocking, *handlers.items())
+        if key not in self.made:
+            extension = Transept(databases)
+            self.made[key] = extension, self.litestar(extension, databases, blocking, handlers)
+        self.extension, app = self.made[key]
+        return Asked(app, work)
 
+    def litestar(self, extension: Transept, databases: list[Any], blocking: bool, handlers: Any) -> Litestar:
         async def on_the_loop(request: Request[Any, Any, Any], **sessions: Any) -> Response[Any]:
-            return respond(await self.working(work, request, sessions), blocking=False)
+            return respond(await working(request, sessions), blocking=False)
 
         def in_a_thread(request: Request[Any, Any, Any], **sessions: Any) -> Response[Any]:
-            return respond(run_now(self.working(work, request, sessions)), blocking=True)
+            assert threading.current_thread() is not threading.main_thread(), "on the loop"
+            return respond(run_now(working(request, sessions)), blocking=True)
 
         async def socket(socket: WebSocket[Any, Any, Any], **sessions: Any) -> None:
-            await self.working(work, socket, sessions)
+            await working(socket, sessions)
 
-        async def note(error: Exception, scope: Any) -> None:
-            self.errors.append(error)
-
-        endpoint = asking(in_a_thread if blocking else on_the_loop, databases)
+        in_thread = True if blocking else None
         methods = [HttpMethod.GET, HttpMethod.POST]
+        endpoint = asking(in_a_thread if blocking else on_the_loop, databases)
+        return self.serving(
+            route("/work", http_method=methods, status_code=200, sync_to_thread=in_thread)(endpoint),
+            websocket("/socket")(asking(socket, databases)),
+            extension=extension,
+            handlers=handlers,
+        )
+
+    def serving(self, *routes: Any, extension: Transept, handlers: dict[type[Exception], int]) -> Litestar:
+        async def note(error: Exception, scope: Any) -> None:
+            scope["asked"].errors.append(error)
+
         return Litestar(
-            [
-                route("/work", http_method=methods, status_code=200, sync_to_thread=True if blocking else None)(
-                    endpoint
-                ),
-                websocket("/socket")(asking(socket, databases)),
-            ],
-            plugins=[self.extension],
+            routes,
+            plugins=[extension],
             exception_handlers={kind: handler(status) for kind, status in handlers.items()},
             after_exception=[note],
             openapi_config=None,
@@ -59,18 +74,11 @@ class LitestarFramework(StarletteFramework):
             **self.settings,
         )
 
-    async def working(self, work: Work, connection: Any, sessions: dict[str, Any]) -> Any:
-        """While the handler runs, its sessions are those that it was given."""
-        connection.scope["given"] = sessions
-        try:
-            return await work(connection)
-        finally:
-            del connection.scope["given"]
-
     def session(self, connection: Any, key: str | None) -> Any:
-        given = connection.scope.get("given", {})
-        database = self.extension.get_config(key)
-        return given.get(database.session_key) or self.extension.get_session(connection, key)
+        given = connection.scope.get("given")
+        if given is None:
+            return self.extension.get_session(connection, key)
+        return given[self.extension.get_config(key).session_key]
 
     async def has_left(self, request: Any) -> bool:
         return bool((await request.receive())["type"] == "http.disconnect")
@@ -78,20 +86,94 @@ class LitestarFramework(StarletteFramework):
     async def call(self, app: Any, look: Any, control: Any) -> Told:
         """Litestar answers every error itself; it is looked for where Litestar tells of it."""
         told = await super().call(app, look, control)
-        if told.error is None and told.status == 500 and self.errors:
-            told.error = self.errors[-1]
+        if told.error is None and told.status == 500 and app.errors:
+            told.error = app.errors[-1]
         told.error = original(told.error)
         return told
+
+
+class Asked:
+    """One request to an app: what it works, and the errors that Litestar tells of."""
+
+    def __init__(self, app: Litestar, work: Work) -> None:
+        self.app = app
+        self.work = work
+        self.errors: list[Exception] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["asked"] = self
+        await self.app(scope, receive, send)
+
+
+async def working(connection: Any, sessions: dict[str, Any]) -> Any:
+    """While the handler runs, its sessions are those that it was given; then those of the unit of the moment."""
+    connection.scope["given"] = sessions
+    try:
+        return await connection.scope["asked"].work(connection)
+    finally:
+        del connection.scope["given"]
+
+
+def holding_the_start(app: Any) -> Any:
+    """Middleware that passes the start of a response on with its body, as compression does, and knows of one start."""
+
+    async def around(scope: Any, receive: Any, send: Any) -> None:
+        held: list[Any] = []
+        starts = 0
+
+        async def later(message: Any) -> None:
+            nonlocal starts
+            if message["type"] == "http.response.start":
+                starts += 1
+                assert starts == 1, "a start that was taken back"
+                held.append(message)
+                return
+            while held:
+                await send(held.pop())
+            await send(message)
+
+        await app(scope, receive, later)
+
+    return around
 
 
 class CoveredLitestarFramework(LitestarFramework):
     """The same behind middleware, which must not see a start that failed."""
 
     name = "litestar-covered"
-    settings = {"compression_config": CompressionConfig("gzip"), "middleware": [lambda app: app]}
+    can = LitestarFramework.can | {"ahead"}
+    settings = {"middleware": [holding_the_start]}
 
     def takes(self, family: Any) -> bool:
         return family.name in ("alchemy-async", "alchemy-sync")
+
+
+class MountedLitestarFramework(LitestarFramework):
+    """A Starlette app mounted in a Litestar app, whose exception handlers are the same."""
+
+    name = "litestar-mounted"
+    can = StarletteFramework.can | {"answers", "ahead"}
+
+    def takes(self, family: Any) -> bool:
+        return family.name in ("alchemy-async", "alchemy-sync")
+
+    def litestar(self, extension: Transept, databases: list[Any], blocking: bool, handlers: Any) -> Litestar:
+        async def work(connection: Any) -> Any:
+            return await connection.scope["asked"].work(connection)
+
+        app = StarletteFramework.app(self, databases, work, blocking, handlers)
+
+        async def mounted(scope: Any, receive: Any, send: Any) -> None:
+            scope["path"] = scope["raw_path"].decode()  # below a mount at "/", Litestar makes it "work/"
+            await app(scope, receive, send)
+
+        return self.serving(asgi("/", is_mount=True, copy_scope=True)(mounted), extension=extension, handlers=handlers)
+
+    def gate(self, app: Any, databases: list[Any]) -> None:
+        """That of the app around it."""
+
+    async def has_left(self, request: Any) -> bool:
+        return await StarletteFramework.has_left(self, request)
 
 
 def original(error: BaseException | None) -> BaseException | None:
@@ -109,9 +191,7 @@ def asking(endpoint: Any, databases: list[Any]) -> Any:
     own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
     annotations = {name: kind for name, kind in endpoint.__annotations__.items() if name != "sessions"}
     asked = [
-        inspect.Parameter(one.session_key, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Any)
-        for one in databases
-        if not getattr(one, "prepares", False)
+        inspect.Parameter(one.session_key, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Any) for one in databases
     ]
     endpoint.__signature__ = signature.replace(parameters=[*own, *asked])
     endpoint.__annotations__ = {**annotations, **{one.name: Any for one in asked}}
