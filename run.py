@@ -53,6 +53,7 @@ def example(arguments: list[str]) -> int:
     name, *rest = arguments
     environment("--extra", "demo")
     environment("--extra", "fastapi")
+    environment("--extra", "litestar")
     return run("python", "-m", "uvicorn", "--app-dir", "examples", f"{name}.app:app", *rest)
 
 

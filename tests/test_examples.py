@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from litestar.testing import TestClient as LitestarClient
 from servers import started
 from servers.server import NoServerError, Server
 from sqlalchemy import text
@@ -254,6 +255,79 @@ def test_orders_in_sql_are_listed_shown_and_streamed(sql_first: tuple[TestClient
     look.nobody_is_in_the_way()
 
 
+@pytest.fixture
+def auction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[LitestarClient[Any], Look]]:
+    """A client of the auction with one lot, and a second connection to its database."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setenv("EXAMPLE_DATABASE", f"sqlite+aiosqlite:///{tmp_path / 'example.db'}")
+    sys.modules.pop("auction.app", None)
+
+    def ask(sql: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(tmp_path / "example.db", timeout=0)) as connection:
+            return connection.execute(sql).fetchall()
+
+    with LitestarClient(import_module("auction.app").app) as client:
+        assert client.post("/lots", json={"name": "lamp"}).json() == {"id": 1, "name": "lamp", "highest": None}
+        yield client, Look("sqlite", ask)
+    sys.modules.pop("auction.app", None)
+
+
+def test_a_bid_is_kept_and_who_was_outbid_is_mailed(auction: tuple[LitestarClient[Any], Look]) -> None:
+    client, look = auction
+    for amount, bidder in ((5, "ada"), (6, "bob")):
+        assert client.post("/lots/1/bids", json={"amount": amount, "bidder": bidder}).status_code == 201
+    assert look.ask("SELECT amount, bidder FROM bids ORDER BY id") == [(5, "ada"), (6, "bob")]
+    assert client.get("/mails").json() == ["ada"]
+    assert client.get("/lots").json() == [{"id": 1, "name": "lamp", "highest": 6}]
+    look.nobody_is_in_the_way()
+
+
+@pytest.mark.parametrize(
+    ("lot", "amount", "status"),
+    [
+        (1, 5, 409),  # the bid was written before it was found to be too low
+        (1, 0, 422),
+        (9, 7, 422),  # there is no such lot, which shows at COMMIT
+    ],
+)
+def test_a_bid_that_is_refused_keeps_nothing(
+    auction: tuple[LitestarClient[Any], Look], lot: int, amount: int, status: int
+) -> None:
+    client, look = auction
+    client.post("/lots/1/bids", json={"amount": 5, "bidder": "ada"})
+    assert client.post(f"/lots/{lot}/bids", json={"amount": amount, "bidder": "bob"}).status_code == status
+    assert look.ask("SELECT amount FROM bids") == [(5,)]
+    assert look.ask("SELECT * FROM mails") == []
+    look.nobody_is_in_the_way()
+
+
+def test_a_lot_of_the_same_name_is_refused(auction: tuple[LitestarClient[Any], Look]) -> None:
+    client, look = auction
+    assert client.post("/lots", json={"name": "lamp"}).status_code == 409
+    assert look.ask("SELECT count(*) FROM lots") == [(1,)]
+
+
+def test_bids_that_come_live_are_kept_before_they_are_acknowledged(auction: tuple[LitestarClient[Any], Look]) -> None:
+    client, look = auction
+    with client.websocket_connect("/lots/1/live") as socket:
+        for amount, told in ((5, "kept"), (4, "refused"), (0, "refused"), (6, "kept")):
+            socket.send_text(json.dumps({"amount": amount, "bidder": "ada"}))
+            assert socket.receive_text() == told
+            look.nobody_is_in_the_way()
+        socket.send_text("not a bid")
+        assert socket.receive_text() == "refused"
+        assert look.ask("SELECT amount FROM bids ORDER BY id") == [(5,), (6,)]
+
+
+def test_bids_are_streamed(auction: tuple[LitestarClient[Any], Look]) -> None:
+    client, look = auction
+    for amount in (5, 6, 7):
+        client.post("/lots/1/bids", json={"amount": amount, "bidder": "ada"})
+    assert client.get("/lots/1/bids.csv").text.splitlines() == ["amount,bidder", "5,ada", "6,ada", "7,ada"]
+    assert client.get("/lots/9/bids.csv").status_code == 404
+    look.nobody_is_in_the_way()
+
+
 def wait_for(holds: Callable[[], bool], seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while not holds():
@@ -276,7 +350,6 @@ def test_an_example_that_is_not_there_is_not_run() -> None:
         encoding="utf-8",
         check=False,
     )
-    told = (
-        "run.py: example needs a name; there are context_asgi, context_fastapi, context_starlette, orders, sql_first\n"
-    )
+    names = "auction, context_asgi, context_fastapi, context_starlette, orders, sql_first"
+    told = f"run.py: example needs a name; there are {names}\n"
     assert (run.returncode, run.stderr) == (2, told)
