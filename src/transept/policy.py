@@ -43,6 +43,8 @@ class Policy:
     def __post_init__(self) -> None:
         if not isinstance(self.mode, str) or self.mode not in _RANGES:
             raise unknown_value("commit_mode", self.mode, _RANGES)
+        if self.mode == "autocommit_include_redirects":
+            object.__setattr__(self, "mode", "autocommit_include_redirect")
         both = self.extra_commit & self.extra_rollback
         if both:
             raise ImproperConfigurationError(

@@ -41,6 +41,7 @@ class PyMysqlConfig(BlockingSettings, MySQLSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._pool = ThreadPool(self._connect, PyMysqlLink.close, self._pool_settings())
+        self._announce(self._pool)
 
     @classmethod
     def connect_options(cls) -> frozenset[str]:
@@ -59,7 +60,6 @@ class PyMysqlConfig(BlockingSettings, MySQLSettings):
         return link
 
     async def _warm(self, connections: int) -> None:
-        self._announce(self._pool)
         self._warming = True
         try:
             self._pool.warm(connections)

@@ -35,12 +35,12 @@ class SqliteConfig(BlockingSettings, LiteSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._pool = ThreadPool(self._connect, SqliteLink.close, self._pool_settings())
+        self._announce(self._pool)
 
     async def link(self, holder: str) -> SqliteLink:
         return self._pool.acquire(holder)
 
     async def _warm(self, connections: int) -> None:
-        self._announce(self._pool)
         self._pool.warm(connections)
 
     async def stop(self) -> None:

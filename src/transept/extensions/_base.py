@@ -107,7 +107,7 @@ class Extension:
     @overload
     def get_session(self, request: HasScope, key: Database | str | None = None) -> Any: ...
     def get_session(self, request: HasScope, key: Any = None) -> Any:
-        """The request's session of this database, the same object each time, also on ``request.state``.
+        """The request's session of this database, the same object each time; in Starlette also on ``request.state``.
 
         It takes a connection with its first statement, is settled before the response is passed on, and is over when
         the response is complete; in a background task, this gives the session of a fresh unit of work.
@@ -207,13 +207,17 @@ class Home:
         """The app has started on the running event loop."""
         self._loop = ref(asyncio.get_running_loop())
 
+    def _knows(self, loop: asyncio.AbstractEventLoop | None) -> bool:
+        """Whether what is made on this loop is this app's; a blocking database is started in a thread, without one."""
+        return loop is None or self._loop is None or self._loop() is loop
+
     def show_pools(self, databases: Iterable[Database]) -> None:
         """Show those of these databases, now and whenever they are made."""
         here = ref(self)
 
         def show(key: str, pool: Any) -> None:
             home = here()
-            if home is not None and (home._loop is None or home._loop() is asyncio._get_running_loop()):
+            if home is not None and home._knows(asyncio._get_running_loop()):
                 setattr(home._state, key, pool)
 
         for database in databases:
@@ -224,7 +228,8 @@ class Home:
 def _expected(colour: str, config: Any) -> ImproperConfigurationError:
     other = "a sync config" if config.blocking else "an async config"
     article = "an async" if colour == "async" else "a sync"
-    found = other if type(config).__module__.startswith("transept.alchemy") else f"a {type(config).__name__}"
+    from_alchemy = any(kind.__module__.startswith("transept.alchemy") for kind in type(config).__mro__)
+    found = other if from_alchemy else f"a {type(config).__name__}"
     return ImproperConfigurationError(
         f"Expected {article} config, but got {found} (database {config.key!r}): use get_session() and get_config() "
         "for either kind."

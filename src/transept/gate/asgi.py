@@ -35,7 +35,7 @@ Answer = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 
 logger = logging.getLogger("transept")
 
-RARE = {"counts": False, "cut": False, "gone": False, "heard": None, "left": None, "warned": False}
+RARE = {"counts": False, "cut": False, "gone": False, "left": None, "warned": False}
 
 
 class Phase(Enum):
@@ -112,6 +112,8 @@ class ASGIGate:
         if outer is not None and not outer.closed:
             # A gate further out holds this request already: one unit, settled once, by it.
             make_lazy(scope, outer, self.on_state)
+            if self.on_failed_start is not None and isinstance(outer, Request):
+                send = outer.settling(scope, send, self.on_failed_start)
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await Socket(self, scope, receive, send).run()
@@ -147,9 +149,9 @@ class Request(UnitScope):
         "failure",
         "gate",
         "gone",
-        "heard",
         "held",
         "left",
+        "outermost",
         "parting",
         "phase",
         "receive_from",
@@ -163,7 +165,6 @@ class Request(UnitScope):
     counts: bool
     cut: bool
     gone: bool
-    heard: int | None  # the status of a start that before_send knows, and that is not passed on yet
     left: int | None  # bytes that were announced and are not sent yet
     warned: bool
 
@@ -180,6 +181,7 @@ class Request(UnitScope):
         self.failure: Exception | None = None
         self.parting: asyncio.Future[None] | None = None
         self.held: Sequence[Message] = ()
+        self.outermost: Send | None = None  # the server's, while a message comes by that was settled further in
         scope[SCOPE_KEY] = self
         if gate.on_state:
             make_lazy(scope, self, gate.on_state)
@@ -234,6 +236,8 @@ class Request(UnitScope):
     def send(self, message: Message) -> Awaitable[None]:
         """Where nothing is to be settled, nothing waits: the message is the server's at once."""
         phase = self.phase
+        if self.outermost is not None:
+            return self.send_late(message, self.outermost)
         if phase is OPEN:
             if self.unit is None and message["type"] == "http.response.start":
                 self.phase = STARTED
@@ -249,12 +253,14 @@ class Request(UnitScope):
 
     async def send_told(self, message: Message) -> None:
         """Where somebody is to hear of each message first."""
-        if message["type"] != "http.response.start":
-            assert self.gate.before_send is not None
-            await self.gate.before_send(message, self.scope)
-        await self.send_settled(message)
+        if self.outermost is not None:
+            await self.send_late(message, self.outermost)
+        else:
+            await self.send_settled(message)
 
     async def send_settled(self, message: Message) -> None:
+        if self.gate.before_send is not None and message["type"] != "http.response.start":
+            await self.gate.before_send(message, self.scope)
         if self.phase is STARTED:
             try:
                 await self.settle_body(message)
@@ -273,36 +279,67 @@ class Request(UnitScope):
 
     async def start(self, message: Message) -> None:
         await self.settle_ahead(message)
-        self.heard = None
         self.phase, self.started = STARTED, message
         await self.send_to(message)
 
     async def settle_ahead(self, message: Message) -> None:
         """Settle for this start of a response; it has not been passed on yet, and is not if this raises."""
         try:
-            if self.gate.before_send is not None and self.heard != message["status"]:
+            if self.gate.before_send is not None:
                 await self.tell(self.gate.before_send, message)
             if self.unit is not None:
                 await self.settle_start(self.unit, message)
         except Exception as error:
-            self.phase, self.failure, self.heard = FAILED, error, None
-            if self.gate.on_failed_start is not None:
-                self.gate.on_failed_start(self.scope)
+            self.fail(error)
             raise
         except BaseException:
             self.cut = True
             await self.close_units(None)
             raise
 
+    def settling(self, scope: Scope, send: Send, failed: Callable[[Scope], None] | None) -> Send:
+        """A `send` for a place further in than the gate: what stands between them never sees what is not kept."""
+
+        async def settled(message: Message) -> None:
+            if self.outermost is not None:
+                await send(message)
+                return
+            outermost = self.send_to
+            self.send_to, self.outermost = send, outermost
+            try:
+                await self.send_settled(message)
+            except Exception:
+                if self.phase is FAILED and failed is not None:
+                    failed(scope)
+                raise
+            finally:
+                self.send_to, self.outermost = outermost, None
+
+        return settled
+
+    async def send_late(self, message: Message, outermost: Send) -> None:
+        """What was settled further in comes by. Whoever stands between may have written since."""
+        unit = self.unit
+        if unit is not None and not unit.blocks and message["type"] == "http.response.start":
+            try:
+                await unit.settle(outcome_of(message["status"]), between_chunks)
+            except Exception as error:
+                self.fail(error)
+                raise
+        await outermost(message)
+
+    def fail(self, error: Exception) -> None:
+        self.phase, self.failure = FAILED, error
+        if self.gate.on_failed_start is not None:
+            self.gate.on_failed_start(self.scope)
+
     async def tell(self, before_send: BeforeSend, message: Message) -> None:
-        """Once for each start, however many places settle for it."""
         try:
             await before_send(message, self.scope)
         except Exception:
             if self.unit is not None:
                 await self.unit.settle(_nothing)
             raise
-        self.heard = message["status"]
 
     async def settle_start(self, unit: Unit, message: Message) -> None:
         if self.gone:

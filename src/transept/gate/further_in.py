@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from transept.gate.asgi import Request, raised_from
-from transept.gate.protocol import Message, Scope, Send, unit_scope
-from transept.gate.websocket import Socket
+from transept.gate.protocol import Scope, Send, unit_scope
 
-__all__ = ["dropped_on_error", "raised_through", "settled_ahead"]
+__all__ = ["raised_through", "settled_ahead"]
 
 
-def settled_ahead(scope: Scope, send: Send) -> Send:
-    """A `send` for a place further in than the gate: what stands between them never sees a start that failed."""
+def settled_ahead(scope: Scope, send: Send, failed: Callable[[Scope], None] | None = None) -> Send:
+    """A `send` that settles here, if a gate stands around this request; `failed` hears of a start that was not sent."""
     request = unit_scope(scope)
-    if not isinstance(request, Request):
-        return send
-
-    async def settled(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            await request.settle_ahead(message)
-        await send(message)
-
-    return settled
+    return request.settling(scope, send, failed) if isinstance(request, Request) else send
 
 
 async def raised_through(scope: Scope, app: Awaitable[None]) -> None:
@@ -41,14 +32,3 @@ async def raised_through(scope: Scope, app: Awaitable[None]) -> None:
     failure = request.failed() if isinstance(request, Request) else None
     if failure is not None:
         raise failure
-
-
-async def dropped_on_error(scope: Scope, app: Awaitable[None]) -> None:
-    """Await what serves a WebSocket; its error leaves nothing behind, whoever answers it further out."""
-    try:
-        await app
-    except BaseException:
-        socket = unit_scope(scope)
-        if isinstance(socket, Socket):
-            await socket.drop()
-        raise

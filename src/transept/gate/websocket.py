@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from transept.context import CURRENT, LOOP, Gate, UnitScope
@@ -36,6 +37,7 @@ class Socket(UnitScope):
 
     def __init__(self, gate: SocketGate, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__()
+        self.parting: asyncio.Future[None] | None = None
         self.gate = gate
         self.scope = scope
         self.receive_from = receive
@@ -56,9 +58,13 @@ class Socket(UnitScope):
             await self.gate.app(self.scope, self.receive, self.send)
             await self.end_message()
         finally:
-            await self.drop()
-            self.closed = True
-            CURRENT.reset(token)
+            try:
+                await self.drop()
+                if self.parting is not None:
+                    await LOOP.shielded(_parted(self.parting))
+            finally:
+                self.closed = True
+                CURRENT.reset(token)
 
     async def drop(self) -> None:
         """What has not been settled is rolled back."""
@@ -68,7 +74,17 @@ class Socket(UnitScope):
 
     async def receive(self) -> Message:
         await self.end_message()
-        return await self.receive_from()
+        message = await self.receive_from()
+        if message["type"] == "websocket.disconnect":
+            self.client_left()
+        return message
+
+    def client_left(self) -> None:
+        """What a task has open while another one receives is cut off, and rolled back; what comes now is a unit anew."""
+        unit = self.unit
+        if unit is not None and not unit.blocks and unit.busy():
+            self.unit = None
+            self.parting = asyncio.ensure_future(unit.close())
 
     async def send(self, message: Message) -> None:
         if self.gate.before_send is not None:
@@ -80,8 +96,13 @@ class Socket(UnitScope):
     async def end_message(self) -> None:
         unit = self.unit
         if unit is not None and not unit.blocks:
-            await unit.settle(always)
-            unit.renew()
+            await unit.settle(always, _is_reading)
+            if not unit.busy():
+                unit.renew()
+
+
+async def _parted(parting: asyncio.Future[None]) -> None:
+    await parting
 
 
 def _is_reading(database: Database, handle: Handle) -> bool:

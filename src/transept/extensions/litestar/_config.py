@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from keyword import iskeyword
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 from litestar import Litestar
@@ -22,12 +21,14 @@ from transept.errors import ImproperConfigurationError, unknown_value
 from transept.extensions._base import unit_of_scope
 from transept.extensions.litestar._gate import HOW_TO_GATE
 from transept.extensions.litestar._handlers import SESSION_SCOPE_KEY, PolicyHandler
+from transept.extensions.litestar._injected import refuse_name
 from transept.policy import CommitMode, Policy
 
 __all__ = ["LitestarKeys", "SQLAlchemyAsyncConfig", "SQLAlchemySyncConfig"]
 
 CODEC_OF = ("sqlite", "postgresql", "mysql", "mariadb")
-RESERVED = ("state", "scope", "request", "socket", "headers", "cookies", "query", "body", "data")
+ASYNC_NAMES: dict[str, Any] = {"AsyncEngine": AsyncEngine, "AsyncSession": AsyncSession}
+SYNC_NAMES: dict[str, Any] = {"Engine": Engine, "Session": Session}
 
 E = TypeVar("E", Engine, AsyncEngine)
 Mode = Literal["autocommit", "autocommit_include_redirects", "autocommit_include_redirect"]
@@ -112,6 +113,7 @@ class LitestarKeys(DatabaseSettings):
         """The session has one name, in injection and wherever else databases are found by their session."""
         if isinstance(self.session_dependency_key, Unchosen):
             return
+        text_setting(type(self).__name__, "session_dependency_key", self.session_dependency_key)
         if self.session_key not in ("", self.session_dependency_key):
             raise ImproperConfigurationError(
                 f"{type(self).__name__}: session_key={self.session_key!r} and session_dependency_key="
@@ -124,7 +126,7 @@ class LitestarKeys(DatabaseSettings):
         if isinstance(handler, str):
             if handler not in MODES:
                 raise unknown_value(f"{type(self).__name__}: before_send_handler", handler, MODES)
-            if self.commit_mode not in ("manual", handler):
+            if self.commit_mode != "manual" and Policy(self.commit_mode) != Policy(handler):
                 raise ImproperConfigurationError(
                     f"{type(self).__name__}: before_send_handler={handler!r} and commit_mode={self.commit_mode!r} say "
                     "different things: give one of them."
@@ -149,12 +151,7 @@ class LitestarKeys(DatabaseSettings):
         for key in (*FOLLOWS, "session_dependency_key"):
             text_setting(owner, key, getattr(self, key))
         for key in ("session_dependency_key", "engine_dependency_key"):
-            name = getattr(self, key)
-            if not name.isidentifier() or iskeyword(name) or name in RESERVED:
-                raise ImproperConfigurationError(
-                    f"{owner}: {key}={name!r}: the name of a handler's parameter is needed, and none of those that "
-                    f"Litestar keeps for itself ({', '.join(RESERVED)})."
-                )
+            refuse_name(owner, key, getattr(self, key))
 
     def app_state_items(self) -> dict[str, Any]:
         """What lies on the app's state while it runs; without the engine of a maker that does not tell it."""
@@ -196,7 +193,7 @@ class SQLAlchemyAsyncConfig(LitestarKeys, alchemy.SQLAlchemyAsyncConfig):
     @property
     def signature_namespace(self) -> dict[str, Any]:
         """Names that annotations of handlers may use without importing them at run time."""
-        return {"AsyncEngine": AsyncEngine, "AsyncSession": AsyncSession}
+        return dict(ASYNC_NAMES)
 
     async def create_all_metadata(self, app: Litestar) -> None:
         """Create the tables of `metadata`, those that are missing. With ``create_all=True`` start-up does it."""
@@ -234,7 +231,7 @@ class SQLAlchemySyncConfig(LitestarKeys, alchemy.SQLAlchemySyncConfig):
     @property
     def signature_namespace(self) -> dict[str, Any]:
         """Names that annotations of handlers may use without importing them at run time."""
-        return {"Engine": Engine, "Session": Session}
+        return dict(SYNC_NAMES)
 
     def create_all_metadata(self, app: Litestar) -> None:
         """Create the tables of `metadata`, those that are missing. With ``create_all=True`` start-up does it."""

@@ -8,19 +8,22 @@ the gate settle before compression, caches and middleware have seen the start of
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
 from litestar import Litestar
-from litestar.routes import ASGIRoute, HTTPRoute, WebSocketRoute
+from litestar.middleware._internal.exceptions import ExceptionHandlerMiddleware
+from litestar.routes import ASGIRoute, HTTPRoute
 from litestar.routes.base import BaseRoute
+from litestar.types import Empty
 from litestar.utils.scope.state import ScopeState
 
 from transept.gate.asgi import ASGIGate
-from transept.gate.further_in import dropped_on_error, raised_through, settled_ahead
+from transept.gate.further_in import raised_through, settled_ahead
+from transept.gate.protocol import unit_scope
+from transept.gate.websocket import Socket
 
-__all__ = ["HOW_TO_GATE", "not_started", "settle_early", "stand_around"]
+__all__ = ["HOW_TO_GATE", "answer", "leave_nothing", "not_started", "settle_early", "stand_around"]
 
 HOW_TO_GATE = "pass Transept(config) to Litestar(plugins=[...])"
 
@@ -35,7 +38,7 @@ def stand_around(app: Litestar, gate: ASGIGate) -> None:
 
 def settle_early(app: Litestar, route: BaseRoute) -> None:
     """Settle where this route answers, if anything stands between it and the gate."""
-    kinds: dict[Any, Any] = {ASGIRoute: SettledASGIRoute, WebSocketRoute: SettledWebSocketRoute}
+    kinds: dict[Any, Any] = {ASGIRoute: SettledASGIRoute}
     if isinstance(route, HTTPRoute) and _is_covered(app, route):
         kinds[HTTPRoute] = SettledHTTPRoute
     changed: Any = route
@@ -47,13 +50,33 @@ def not_started(scope: Any) -> None:
     ScopeState.from_scope(scope).response_started = False
 
 
+async def answer(scope: Any, receive: Any, send: Any, failure: Exception) -> bool:
+    """Let Litestar answer this error, as it answers those of a handler."""
+    if ScopeState.from_scope(scope).exception_handlers is Empty:
+        return False
+
+    async def fails(*_: Any) -> None:
+        raise failure
+
+    await ExceptionHandlerMiddleware(fails, None)(scope, receive, send)
+    return True
+
+
+async def leave_nothing(error: Exception, scope: Any) -> None:
+    """Litestar answers the error of a WebSocket by closing it; what was not settled is rolled back before."""
+    socket = unit_scope(scope)
+    if isinstance(socket, Socket):
+        await socket.drop()
+
+
 class SettledHTTPRoute(HTTPRoute):
-    """A route behind middleware."""
+    """A route behind middleware: its errors, too, are answered where it is settled."""
 
     __slots__ = ()
 
-    def handle(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:  # type: ignore[override]
-        return super().handle(scope, receive, _settled(scope, send))
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        answering: Any = super().handle
+        await ExceptionHandlerMiddleware(answering, None)(scope, receive, _settled(scope, send))
 
 
 class SettledASGIRoute(ASGIRoute):
@@ -65,17 +88,8 @@ class SettledASGIRoute(ASGIRoute):
         await raised_through(scope, super().handle(scope, receive, _settled(scope, send)))
 
 
-class SettledWebSocketRoute(WebSocketRoute):
-    """A WebSocket, whose errors Litestar answers by closing it."""
-
-    __slots__ = ()
-
-    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
-        await dropped_on_error(scope, super().handle(scope, receive, send))
-
-
 def _settled(scope: Any, send: Any) -> Any:
-    return settled_ahead(scope, send)
+    return settled_ahead(scope, send, not_started)
 
 
 def _is_covered(app: Litestar, route: HTTPRoute) -> bool:

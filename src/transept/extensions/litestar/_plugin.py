@@ -15,16 +15,33 @@ from litestar.exceptions import ServiceUnavailableException
 from litestar.exceptions.responses import create_exception_response
 from litestar.plugins import InitPlugin, ReceiveRoutePlugin
 from litestar.routes.base import BaseRoute
-from litestar.types import ExceptionHandlersMap, Message, Scope
+from litestar.types import Message, Scope
 from litestar.utils import ensure_async_callable
+from litestar.utils.scope.state import ScopeState
 
 from transept.context import LOOP
 from transept.database import Database, Databases, state_keys
 from transept.errors import CommitInDoubt, DatabaseUnavailable, ImproperConfigurationError
 from transept.extensions._base import Extension, Home
-from transept.extensions.litestar._gate import HOW_TO_GATE, not_started, settle_early, stand_around
+from transept.extensions.litestar._gate import (
+    HOW_TO_GATE,
+    answer,
+    leave_nothing,
+    not_started,
+    settle_early,
+    stand_around,
+)
 from transept.extensions.litestar._handlers import PolicyHandler
-from transept.extensions.litestar._injected import Keyed, connection_of, injected, names_of, session_of
+from transept.extensions.litestar._injected import (
+    Keyed,
+    connection_of,
+    engine_key,
+    engine_of,
+    injected,
+    names_of,
+    refuse_name,
+    session_of,
+)
 from transept.gate.answer import answer_to
 from transept.gate.asgi import ASGIGate
 from transept.gate.protocol import unit_scope
@@ -32,12 +49,13 @@ from transept.lifecycle import running
 
 __all__ = ["Transept"]
 
-BINDING = "_transept"
+DEPENDENCIES = "dependencies"
+ON_STATE = "app.state"
 
 logger = logging.getLogger("transept")
 
 
-class Transept(Extension, InitPlugin, ReceiveRoutePlugin):
+class Transept(Extension, InitPlugin):
     """Request-scoped sessions for a Litestar app: ``Litestar(..., plugins=[Transept(config)])``.
 
     For each database it injects the session (``db_session``), and the engine of a SQLAlchemy database (``db_engine``)
@@ -73,22 +91,14 @@ class Transept(Extension, InitPlugin, ReceiveRoutePlugin):
             raise ImproperConfigurationError(
                 "Transept(registry): this registry has no database yet: call add_config(...) before Litestar(...)."
             )
-        binding = app_config.state.get(BINDING)
+        binding = next((plugin for plugin in app_config.plugins if isinstance(plugin, Binding)), None)
         if binding is None:
-            binding = app_config.state[BINDING] = Binding(app_config)
+            binding = Binding(app_config)
+            app_config.plugins.append(binding)
         for database in self._registry:
             if database not in binding.registry:
                 binding.add(database, app_config)
-        binding.take_handlers(app_config)
         return app_config
-
-    def receive_route(self, route: BaseRoute) -> None:
-        """Litestar calls this: put the gate around the app, and settle where the route answers."""
-        handlers: Any = getattr(route, "route_handlers", None) or [getattr(route, "route_handler")]  # noqa: B009
-        app: Litestar = handlers[0].ownership_layers[0]
-        binding: Binding = app.state[BINDING]
-        binding.guard(app)
-        settle_early(app, route)
 
     def provide_session(self, key: Database | str | None = None) -> Provide:
         """For ``dependencies={...}``: what `get_session` returns for the request."""
@@ -108,19 +118,22 @@ class Transept(Extension, InitPlugin, ReceiveRoutePlugin):
 
     def provide_engine(self, key: Database | str | None = None) -> Provide:
         """For ``dependencies={...}``: what `get_engine` returns."""
-        return _engine_of(lambda: self.get_engine(key))
+        return engine_of(lambda: self.get_engine(key))
 
     def provide_async_engine(self, key: Database | str | None = None) -> Provide:
         """As `provide_engine`, for an async SQLAlchemy database."""
-        return _engine_of(lambda: self.get_async_engine(key))
+        return engine_of(lambda: self.get_async_engine(key))
 
     def provide_sync_engine(self, key: Database | str | None = None) -> Provide:
         """As `provide_engine`, for a sync SQLAlchemy database."""
-        return _engine_of(lambda: self.get_sync_engine(key))
+        return engine_of(lambda: self.get_sync_engine(key))
 
 
-class Binding:
-    """What all plugins of one app have together: its databases, its gate, and which keys are taken."""
+class Binding(InitPlugin, ReceiveRoutePlugin):
+    """What all plugins of one app have together: its databases, its gate, and which keys are taken.
+
+    A plugin of Litestar's itself, of this app alone, and the last: Litestar hands it each route.
+    """
 
     def __init__(self, app_config: AppConfig) -> None:
         self.registry = Databases(first_is_default=False)
@@ -128,11 +141,13 @@ class Binding:
         self._gate: ASGIGate | None = None
         self._keys: dict[tuple[str, str], tuple[str, Database]] = {}
         self._hooks: list[tuple[Keyed, Callable[[Message, Scope], Any]]] = []
-        self._open = AsyncExitStack()
+        self._open: list[AsyncExitStack] = []
         app_config.lifespan.insert(0, self._lifespan)
         app_config.on_shutdown.append(self._stop)
         app_config.type_encoders = {UUID: str, **(app_config.type_encoders or {})}  # drivers have subclasses of it
-        _answer_in_doubt(app_config.exception_handlers)
+        app_config.after_exception.append(leave_nothing)
+        for kind in (CommitInDoubt, DatabaseUnavailable):
+            app_config.exception_handlers.setdefault(kind, _unavailable)
 
     def add(self, database: Database, app_config: AppConfig) -> None:
         """Inject this database, and know its keys."""
@@ -152,8 +167,11 @@ class Binding:
         if isinstance(database, Keyed) and callable(handler) and not isinstance(handler, PolicyHandler):
             self._hooks.append((database, ensure_async_callable(handler)))
 
-    def take_handlers(self, app_config: AppConfig) -> None:
-        """Handlers of ours in ``Litestar(before_send=...)`` are policies of the databases whose sessions they mean."""
+    def on_app_init(self, app_config: AppConfig) -> AppConfig:
+        """Litestar calls this: handlers of ours in ``Litestar(before_send=...)`` are policies of their databases.
+
+        Where they stand, Litestar would call them first; a database has one policy, in all apps.
+        """
         given: list[Any] = app_config.before_send
         ours = [handler for handler in given if isinstance(handler, PolicyHandler)]
         keyed = {one.session_scope_key: one for one in self.registry if isinstance(one, Keyed)}
@@ -165,12 +183,20 @@ class Binding:
                 )
             keyed[handler.session_scope_key].take_policy(handler)
             given.remove(handler)
+        return app_config
+
+    def receive_route(self, route: BaseRoute) -> None:
+        """Litestar calls this: put the gate around the app, once, and settle where the route answers."""
+        handlers: Any = getattr(route, "route_handlers", None) or [getattr(route, "route_handler")]  # noqa: B009
+        app: Litestar = handlers[0].ownership_layers[0]
+        self.guard(app)
+        settle_early(app, route)
 
     def guard(self, app: Litestar) -> None:
         """Put the gate around the app, once."""
         if self._gate is None:
             itself: Any = app
-            self._gate = ASGIGate(itself, self.registry, on_failed_start=not_started)
+            self._gate = ASGIGate(itself, self.registry, answer=answer, on_failed_start=not_started)
             self._gate.on_state = {}  # Litestar injects; what it keeps of its own on each state is read often
             if self._hooks:
                 self._gate.before_send = self._tell
@@ -191,19 +217,23 @@ class Binding:
     @asynccontextmanager
     async def _lifespan(self, app: Litestar) -> AsyncIterator[None]:
         """Databases start before all else. They stop last (`_stop`): after Litestar's own hooks of the shutdown."""
+        self.guard(app)  # it may have no route yet
         self.home.runs_here()
-        self._open = AsyncExitStack()
-        await self._open.enter_async_context(running(list(self.registry), LOOP))
+        self._open.append(AsyncExitStack())
+        await self._open[-1].enter_async_context(running(list(self.registry), LOOP))
         for database in self.registry:
             if isinstance(database, Keyed):
                 database.update_app_state(app)
         yield
 
     async def _stop(self) -> None:
-        await self._open.aclose()
+        if self._open:  # start-up may have failed before it came here
+            await self._open.pop().aclose()
 
     def _claim(self, database: Database) -> None:
         for space, setting, key in _keys_of(database):
+            if space == DEPENDENCIES:
+                refuse_name(f"{type(database).__name__} (database {database.key!r})", setting, key)
             setting_there, there = self._keys.get((space, key), (setting, database))
             if (there, setting_there) != (database, setting):
                 raise ImproperConfigurationError(
@@ -215,19 +245,19 @@ class Binding:
 
 def _keys_of(database: Database) -> list[tuple[str, str, str]]:
     """What a database claims in an app: where, by which setting, under which key."""
-    injected_as, on_state = "dependencies", "app.state"
     if isinstance(database, Keyed):
         return [
-            (injected_as, "session_dependency_key", database.session_dependency_key),
-            (injected_as, "engine_dependency_key", database.engine_dependency_key),
-            (on_state, "engine_app_state_key", database.engine_app_state_key),
-            (on_state, "session_maker_app_state_key", database.session_maker_app_state_key),
+            (DEPENDENCIES, "session_dependency_key", database.session_dependency_key),
+            (DEPENDENCIES, "engine_dependency_key", database.engine_dependency_key),
+            (ON_STATE, "engine_app_state_key", database.engine_app_state_key),
+            (ON_STATE, "session_maker_app_state_key", database.session_maker_app_state_key),
             ("scope", "session_scope_key", database.session_scope_key),
         ]
     keys = state_keys(database)
+    asked = {} if getattr(database, "disable_di", False) else {**keys, **engine_key(database)}
     return [
-        *((injected_as, setting, key) for setting, key in keys.items()),
-        *((on_state, setting, key) for setting, key in keys.items() if setting == "pool_key"),
+        *((DEPENDENCIES, setting, key) for setting, key in asked.items()),
+        *((ON_STATE, setting, key) for setting, key in keys.items() if setting == "pool_key"),
     ]
 
 
@@ -236,33 +266,25 @@ def _named(config: Any) -> Any:
     if isinstance(config, Databases) or not isinstance(config, Iterable):
         return config
     several = list(config)
-    taken = set()
-    for one in several:
-        key, session_key = getattr(one, "key", None), getattr(one, "session_key", "db_session")
-        if key == "default" and key in taken and session_key != "db_session":
-            one.rename(session_key)
-        taken.add(getattr(one, "key", None))
+    unnamed = [one for one in several if getattr(one, "key", None) == "default" and hasattr(one, "rename")]
+    plain = [one for one in unnamed if one.session_key == "db_session"]
+    for one in unnamed if plain else unnamed[1:]:
+        if one not in plain:
+            one.rename(one.session_key)
     return several
 
 
-def _engine_of(find: Callable[[], Any]) -> Provide:
-    def engine() -> Any:
-        return find()
-
-    return Provide(engine, sync_to_thread=False)
-
-
-def _answer_in_doubt(handlers: ExceptionHandlersMap) -> None:
-    """Errors that are no 500, unless the app has a handler of its own for them."""
-    for kind in (CommitInDoubt, DatabaseUnavailable):
-        own = [base for base in kind.__mro__ if base not in (Exception, BaseException, object)]
-        if not any(base in handlers for base in own):
-            handlers[kind] = _unavailable
-
-
 def _unavailable(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    answer = answer_to(error)
-    assert answer is not None
+    """503 for errors that are no 500, unless the app has a handler for a class that they belong to."""
+    handlers = ScopeState.from_scope(request.scope).exception_handlers
+    for kind in type(error).__mro__[1:]:
+        if kind is Exception:
+            break
+        own = handlers.get(kind, _unavailable) if isinstance(handlers, dict) else _unavailable
+        if own is not _unavailable:
+            return own(request, error)
+    said = answer_to(error)
+    assert said is not None
     logger.error("%s %s: %s", request.method, request.scope.get("path", ""), error, exc_info=error)
-    said = ServiceUnavailableException(detail=answer.body.decode(), headers=dict(answer.more))
-    return create_exception_response(request, said)
+    unavailable = ServiceUnavailableException(detail=said.body.decode(), headers=dict(said.more))
+    return create_exception_response(request, unavailable)
