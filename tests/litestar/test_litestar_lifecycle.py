@@ -154,25 +154,6 @@ def test_an_app_starts_and_stops_again(pg: Postgres) -> None:
     assert seen == ["start", "stop"] * 3
 
 
-def test_an_app_that_runs_twice_at_once_is_stopped_with_the_last(pg: Postgres) -> None:
-    config = sync_config_of(pg)
-    seen = counting(config)
-
-    @post("/", sync_to_thread=True)
-    def write_in_thread(db_session: Any) -> int:
-        db_session.execute(insert(1))
-        return db_session.scalar(COUNT) or 0
-
-    app = app_of(Transept(config), handlers=[write_in_thread])
-    with TestClient(app) as first:
-        with TestClient(app) as second:
-            assert [first.post("/").json(), second.post("/").json()] == [1, 2]
-        assert seen == ["start"]
-        assert first.post("/").json() == 3
-    assert seen == ["start", "stop"]
-    assert gone(pg)
-
-
 # Tables
 
 

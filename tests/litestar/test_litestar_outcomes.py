@@ -630,12 +630,13 @@ async def test_a_404_handler_may_use_a_blocking_session(file: File, status: int)
     assert out_of_pool(config) == 0
 
 
-async def test_an_app_without_routes_has_the_gate_as_any_other(file: File) -> None:
+async def test_an_app_without_routes_has_the_gate_when_it_has_started(file: File) -> None:
     def missing(request: Request, error: Exception) -> Response:
         return Audited("nothing here", status_code=200)
 
     app, _ = app_with(config_of(file), exception_handlers={404: missing})
-    assert (await post(app, "/none")).status_code == 200
+    async with app.lifespan():
+        assert (await post(app, "/none")).status_code == 200
     assert file.held() == [7]
 
 

@@ -35,7 +35,7 @@ Answer = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 
 logger = logging.getLogger("transept")
 
-RARE = {"counts": False, "cut": False, "gone": False, "left": None, "warned": False}
+RARE = {"counts": False, "cut": False, "gone": False, "left": None, "sent": False, "warned": False}
 
 
 class Phase(Enum):
@@ -157,6 +157,7 @@ class Request(UnitScope):
         "receive_from",
         "scope",
         "send_to",
+        "sent",
         "started",
         "warned",
     )
@@ -165,6 +166,7 @@ class Request(UnitScope):
     counts: bool
     cut: bool
     gone: bool
+    sent: bool  # whether the server has a start that was settled further in
     left: int | None  # bytes that were announced and are not sent yet
     warned: bool
 
@@ -265,7 +267,7 @@ class Request(UnitScope):
             try:
                 await self.settle_body(message)
             except Exception as error:
-                self.phase, self.failure = BROKEN, error
+                self.phase, self.failure = FAILED if self.outermost is not None and not self.sent else BROKEN, error
                 raise
             await self.pass_on(message)
         elif self.phase is AFTER:
@@ -319,13 +321,16 @@ class Request(UnitScope):
 
     async def send_late(self, message: Message, outermost: Send) -> None:
         """What was settled further in comes by. Whoever stands between may have written since."""
-        unit = self.unit
-        if unit is not None and not unit.blocks and message["type"] == "http.response.start":
+        if message["type"] == "http.response.start":
             try:
-                await unit.settle(outcome_of(message["status"]), between_chunks)
+                if self.unit is not None and not self.unit.blocks:
+                    await self.unit.settle(outcome_of(message["status"]), between_chunks)
             except Exception as error:
                 self.fail(error)
                 raise
+            self.sent = True
+        elif self.phase is FAILED and self.failure is not None:
+            raise self.failure
         await outermost(message)
 
     def fail(self, error: Exception) -> None:

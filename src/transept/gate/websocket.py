@@ -80,7 +80,7 @@ class Socket(UnitScope):
         return message
 
     def client_left(self) -> None:
-        """What a task has open while another one receives is cut off, and rolled back; what comes now is a unit anew."""
+        """What a task has open while another one receives is cut off and rolled back; what comes now is a new unit."""
         unit = self.unit
         if unit is not None and not unit.blocks and unit.busy():
             self.unit = None

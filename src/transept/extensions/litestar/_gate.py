@@ -75,8 +75,12 @@ class SettledHTTPRoute(HTTPRoute):
     __slots__ = ()
 
     async def handle(self, scope: Any, receive: Any, send: Any) -> None:
-        answering: Any = super().handle
-        await ExceptionHandlerMiddleware(answering, None)(scope, receive, _settled(scope, send))
+        handle = super().handle
+
+        async def handled(scope: Any, receive: Any, send: Any) -> None:
+            await raised_through(scope, handle(scope, receive, send))
+
+        await ExceptionHandlerMiddleware(handled, None)(scope, receive, _settled(scope, send))
 
 
 class SettledASGIRoute(ASGIRoute):
