@@ -44,9 +44,10 @@ def axes() -> tuple[list[str], list[str]]:
 
 def plain() -> list[str]:
     columns, rows = axes()
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    lines = [f"{letter} {name}" for letter, name in zip(letters, columns, strict=False)]
-    lines += ["+ holds   X does not   ? was not run   . does not apply", "", " ".join(letters[: len(columns)])]
+    numbers = [f"{number:02}" for number in range(1, len(columns) + 1)]
+    lines = [f"{number} {name}" for number, name in zip(numbers, columns, strict=True)]
+    lines += ["+ holds   X does not   ? was not run   . does not apply", ""]
+    lines += [" ".join(digits) for digits in zip(*numbers, strict=True)]
     for row in rows:
         signs = (SIGNS[OUTCOMES[cell, row]] if (cell, row) in OUTCOMES else "." for cell in columns)
         lines.append(f"{' '.join(signs)}  {row.replace('_', ' ')}")
