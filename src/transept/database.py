@@ -360,6 +360,10 @@ class Databases:
             )
         return database
 
+    def place(self, database: Database) -> int:
+        """Which one it is, in the order they were added; one that is not here comes after all."""
+        return next((place for place, one in enumerate(self._by_key.values()) if one is database), len(self._by_key))
+
     def _default(self) -> Database:
         if not self._by_key:
             raise ImproperConfigurationError("this registry has no database yet: call add_config(...) first.")

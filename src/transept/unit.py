@@ -440,7 +440,12 @@ class Unit:
         return hook
 
     def _busy_parts(self) -> list[Part]:
-        return [part for part in self._handles.items() if part[1].in_transaction()]
+        parts = [part for part in self._handles.items() if part[1].in_transaction()]
+        registry = self._registry
+        if len(parts) > 1 and registry:
+            # Frameworks that inject may ask for them in any order.
+            parts.sort(key=lambda part: registry.place(part[0]))
+        return parts
 
     def _settling(self, keeps: Keeps, spare: Spare) -> Settling:
         return Settling(

@@ -105,7 +105,7 @@ class ASGIGate:
         finally:
             request.closed = True
             # What names it, and no more: a cycle would be left for the garbage collector.
-            request.scope = {"method": scope["method"], "path": scope["path"]}
+            request.scope = {"method": scope["method"]}
             CURRENT.reset(token)
 
     async def serve_otherwise(self, outer: UnitScope | None, scope: Scope, receive: Receive, send: Send) -> None:
@@ -153,6 +153,7 @@ class Request(UnitScope):
         "left",
         "outermost",
         "parting",
+        "path",
         "phase",
         "receive_from",
         "scope",
@@ -177,6 +178,7 @@ class Request(UnitScope):
         self.outer = CURRENT.get()
         self.gate = gate
         self.scope = scope
+        self.path: str = scope["path"]  # as it came: a framework may rewrite it
         self.receive_from = receive
         self.send_to = send
         self.phase = OPEN
@@ -203,7 +205,7 @@ class Request(UnitScope):
 
     def describe(self) -> str:
         after = "what came after " if self.phase is AFTER else ""
-        return f"{after}{self.scope['method']} {self.scope.get('path', '')}"
+        return f"{after}{self.scope['method']} {self.path}"
 
     def failed(self) -> Exception | None:
         """Why the response could not start, if nobody has answered anew."""
