@@ -263,7 +263,8 @@ def checked(setting: str, value: object, kind: type, owner: str, *, optional: bo
         ImproperConfigurationError: it is one.
     """
     if not isinstance(value, kind) and not (optional and value is None):
-        raise ImproperConfigurationError(f"{owner}: {setting}={value!r}: a {kind.__name__} is needed.")
+        article = "an" if kind.__name__[0] in "AEIOUaeiou" else "a"
+        raise ImproperConfigurationError(f"{owner}: {setting}={value!r}: {article} {kind.__name__} is needed.")
 
 
 def options_checked(owner: str, setting: str, options: Mapping[str, Any], known: Collection[str]) -> None:

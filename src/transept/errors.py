@@ -118,7 +118,7 @@ class PoolBusyOnLoop(UsageError):  # noqa: N818 - says what is so, as the rest o
         return (
             f"all {self.in_use} connections of the pool are in use, and this blocking session runs on the event "
             "loop's thread, where waiting for one would stop those that hold them. Use an async database, or make "
-            "the endpoint a plain `def`."
+            "the endpoint a plain `def` that runs in a thread (Litestar: sync_to_thread=True)."
         )
 
 

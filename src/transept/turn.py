@@ -217,7 +217,8 @@ def _warn_of_blocking() -> None:
         _warned.add(site)
         warnings.warn_explicit(
             "a blocking session was called on the event loop's thread: nothing else runs until it returns. "
-            "Make the endpoint a plain `def`, or use an async database.",
+            "Make the endpoint a plain `def` that runs in a thread (Litestar: sync_to_thread=True), or use an async "
+            "database.",
             BlockingCallWarning,
             *site,
         )

@@ -25,6 +25,7 @@ from transept.extensions.litestar import (
     autocommit_handler_maker,
     default_before_send_handler,
     sync_autocommit_before_send_handler,
+    sync_default_handler_maker,
 )
 
 pytestmark = pytest.mark.anyio
@@ -417,3 +418,29 @@ def test_a_handler_in_before_send_is_a_policy_of_the_database_in_all_apps(file: 
     assert config.commit_mode == "autocommit"
     assert answer(app_of(Transept(config), handlers=[write]), method="POST") is None
     assert file.held() == [1]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [autocommit_handler_maker, sync_default_handler_maker, lambda: None, lambda message: None, 5],
+    ids=["a maker", "another", "no parameters", "one parameter", "a number"],
+)
+def test_what_is_no_handler_is_refused_when_it_is_written(given: Any) -> None:
+    with pytest.raises(ImproperConfigurationError, match=r"before_send_handler=.*takes a message"):
+        SQLAlchemyAsyncConfig(connection_string="sqlite+aiosqlite://", before_send_handler=given)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("session_config", {"expire_on_commit": False}),
+        ("session_maker_class", 5),
+        ("create_engine_callable", 5),
+        ("session_maker", 5),
+        ("engine_instance", 5),
+    ],
+)
+def test_settings_of_another_type_are_refused_when_they_are_written(setting: str, value: Any) -> None:
+    place: Any = {} if setting in ("session_maker", "engine_instance") else {"connection_string": "sqlite+aiosqlite://"}
+    with pytest.raises(ImproperConfigurationError, match=f"SQLAlchemyAsyncConfig: {setting}="):
+        SQLAlchemyAsyncConfig(**place, **{setting: value})

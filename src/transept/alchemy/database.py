@@ -67,6 +67,12 @@ class _SQLAlchemyConfig(DatabaseSettings, Generic[E, S]):
         for setting in ("create_all", "enable_touch_updated_timestamp_listener"):
             checked(setting, getattr(self, setting), bool, owner)
         checked("engine_config", self.engine_config, EngineConfig, owner)
+        checked("session_config", getattr(self, "session_config"), SyncSessionConfig, owner)  # noqa: B009 - of subclasses
+        checked("engine_instance", self.engine_instance, Engine if self.blocking else AsyncEngine, owner, optional=True)
+        for setting in ("session_maker", "session_maker_class", "create_engine_callable"):
+            made_by = getattr(self, setting)
+            if not callable(made_by) and not (setting == "session_maker" and made_by is None):
+                raise ImproperConfigurationError(f"{owner}: {setting}={made_by!r}: a callable is needed.")
         options = self.engine_config.engine_options()
         if options and (self.engine_instance is not None or self.session_maker is not None):
             raise ImproperConfigurationError(

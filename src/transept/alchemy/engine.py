@@ -40,6 +40,7 @@ class LoopAwareQueue(Queue[Any]):
 class LoopAwarePool(QueuePool):
     """A queue pool for blocking sessions under an event loop."""
 
+    _sqla_logger_namespace = "sqlalchemy.pool.QueuePool"  # it logs as what it is to users
     _queue_class = LoopAwareQueue
 
 

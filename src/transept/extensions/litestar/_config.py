@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from inspect import signature
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 from litestar import Litestar
@@ -20,7 +21,7 @@ from transept.config import DatabaseSettings, configuration, text_setting
 from transept.errors import ImproperConfigurationError, unknown_value
 from transept.extensions._base import unit_of_scope
 from transept.extensions.litestar._gate import HOW_TO_GATE
-from transept.extensions.litestar._handlers import SESSION_SCOPE_KEY, PolicyHandler
+from transept.extensions.litestar._handlers import MAKERS, SESSION_SCOPE_KEY, PolicyHandler
 from transept.extensions.litestar._injected import refuse_name
 from transept.policy import CommitMode, Policy
 
@@ -134,10 +135,10 @@ class LitestarKeys(DatabaseSettings):
             self.commit_mode = cast("CommitMode", handler)
         elif isinstance(handler, PolicyHandler):
             self.take_policy(handler)
-        elif handler is not None and not callable(handler):
+        elif handler is not None and not _hears_messages(handler):
             raise ImproperConfigurationError(
                 f"{type(self).__name__}: before_send_handler={handler!r}: a callable is needed that takes a message "
-                f"and an ASGI scope, or one of {', '.join(map(repr, MODES))}."
+                f"and an ASGI scope, what a handler maker returns, or one of {', '.join(map(repr, MODES))}."
             )
 
     def _derive_keys(self) -> None:
@@ -247,6 +248,19 @@ class SQLAlchemySyncConfig(LitestarKeys, alchemy.SQLAlchemySyncConfig):
 
     def _own_engine(self, create: Callable[..., Engine]) -> Engine:
         return super()._own_engine(_with_codec(create, self._url))
+
+
+def _hears_messages(handler: Any) -> bool:
+    """Whether this can be called with a message and a scope; a maker is no handler."""
+    if handler in MAKERS or not callable(handler):
+        return False
+    try:
+        signature(handler).bind({}, {})
+    except TypeError:
+        return False
+    except ValueError:  # a callable without a signature to ask
+        return True
+    return True
 
 
 def _with_codec(create: Callable[..., E], url: URL | None) -> Callable[..., E]:

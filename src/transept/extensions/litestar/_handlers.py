@@ -15,6 +15,7 @@ from litestar.types import Message, Scope
 from transept.policy import Policy
 
 __all__ = [
+    "MAKERS",
     "SESSION_SCOPE_KEY",
     "AsyncHandler",
     "PolicyHandler",
@@ -129,6 +130,13 @@ def sync_autocommit_handler_maker(
 def _policy(on_redirect: bool, commit: Collection[int] | None, rollback: Collection[int] | None) -> Policy:
     return Policy.of("autocommit_include_redirect" if on_redirect else "autocommit", commit, rollback)
 
+
+MAKERS = (
+    default_handler_maker,
+    autocommit_handler_maker,
+    sync_default_handler_maker,
+    sync_autocommit_handler_maker,
+)
 
 default_before_send_handler = default_handler_maker()
 autocommit_before_send_handler = autocommit_handler_maker()

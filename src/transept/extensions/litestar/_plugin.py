@@ -118,15 +118,18 @@ class Transept(Extension, InitPlugin):
 
     def provide_engine(self, key: Database | str | None = None) -> Provide:
         """For ``dependencies={...}``: what `get_engine` returns."""
-        return engine_of(lambda: self.get_engine(key))
+        found = self._registry.get(key)
+        return engine_of(lambda: self.get_engine(found))
 
     def provide_async_engine(self, key: Database | str | None = None) -> Provide:
         """As `provide_engine`, for an async SQLAlchemy database."""
-        return engine_of(lambda: self.get_async_engine(key))
+        found = self.get_async_database(key)
+        return engine_of(found.get_engine)
 
     def provide_sync_engine(self, key: Database | str | None = None) -> Provide:
         """As `provide_engine`, for a sync SQLAlchemy database."""
-        return engine_of(lambda: self.get_sync_engine(key))
+        found = self.get_sync_config(key)
+        return engine_of(found.get_engine)
 
 
 class Binding(InitPlugin, ReceiveRoutePlugin):
