@@ -26,7 +26,7 @@ from transept.database import Database, Databases
 from transept.gate.answer import READING_METHODS, always, answer_to, at_start, between_chunks, outcome_of, report
 from transept.gate.protocol import SCOPE_KEY, ASGIApp, BeforeSend, Message, Receive, Scope, Send, unit_scope
 from transept.gate.state import Lazy, make_lazy
-from transept.gate.websocket import Socket
+from transept.gate.websocket import Socket, parted
 from transept.unit import BeforeCommit, Settled, Unit
 
 __all__ = ["SCOPE_KEY", "ASGIGate", "ASGIHTTPDBSessionMiddleware", "Request", "raised_from", "unit_scope"]
@@ -35,7 +35,17 @@ Answer = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 
 logger = logging.getLogger("transept")
 
-RARE = {"counts": False, "cut": False, "gone": False, "left": None, "sent": False, "warned": False}
+RARE = {
+    "counts": False,
+    "cut": False,
+    "gone": False,
+    "hear": None,
+    "left": None,
+    "passed": False,
+    "place": None,
+    "sent": False,
+    "warned": False,
+}
 
 
 class Phase(Enum):
@@ -112,7 +122,8 @@ class ASGIGate:
         if outer is not None and not outer.closed:
             # A gate further out holds this request already: one unit, settled once, by it.
             make_lazy(scope, outer, self.on_state)
-            if self.on_failed_start is not None and isinstance(outer, Request):
+            if isinstance(outer, Request) and (self.on_failed_start is not None or self.before_send is not None):
+                outer.hear = self.before_send
                 send = outer.settling(scope, send, self.on_failed_start)
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -149,12 +160,15 @@ class Request(UnitScope):
         "failure",
         "gate",
         "gone",
+        "hear",
         "held",
         "left",
         "outermost",
         "parting",
+        "passed",
         "path",
         "phase",
+        "place",
         "receive_from",
         "scope",
         "send_to",
@@ -167,6 +181,9 @@ class Request(UnitScope):
     counts: bool
     cut: bool
     gone: bool
+    hear: BeforeSend | None  # of a gate further in
+    passed: bool  # whether a part of the body has been passed on
+    place: Send | None  # where responses are settled, if further in than the gate
     sent: bool  # whether the server has a start that was settled further in
     left: int | None  # bytes that were announced and are not sent yet
     warned: bool
@@ -185,7 +202,7 @@ class Request(UnitScope):
         self.failure: Exception | None = None
         self.parting: asyncio.Future[None] | None = None
         self.held: Sequence[Message] = ()
-        self.outermost: Send | None = None  # the server's, while a message comes by that was settled further in
+        self.outermost: Send | None = None  # the server's, where responses are settled further in than the gate
         scope[SCOPE_KEY] = self
         if gate.on_state:
             make_lazy(scope, self, gate.on_state)
@@ -263,13 +280,14 @@ class Request(UnitScope):
             await self.send_settled(message)
 
     async def send_settled(self, message: Message) -> None:
-        if self.gate.before_send is not None and message["type"] != "http.response.start":
-            await self.gate.before_send(message, self.scope)
+        if message["type"] != "http.response.start":
+            await self.tell(message)
         if self.phase is STARTED:
             try:
                 await self.settle_body(message)
             except Exception as error:
-                self.phase, self.failure = FAILED if self.outermost is not None and not self.sent else BROKEN, error
+                seen = self.outermost is None or self.sent or self.passed
+                self.phase, self.failure = BROKEN if seen else FAILED, error
                 raise
             await self.pass_on(message)
         elif self.phase is AFTER:
@@ -289,8 +307,7 @@ class Request(UnitScope):
     async def settle_ahead(self, message: Message) -> None:
         """Settle for this start of a response; it has not been passed on yet, and is not if this raises."""
         try:
-            if self.gate.before_send is not None:
-                await self.tell(self.gate.before_send, message)
+            await self.tell_start(message)
             if self.unit is not None:
                 await self.settle_start(self.unit, message)
         except Exception as error:
@@ -302,28 +319,37 @@ class Request(UnitScope):
             raise
 
     def settling(self, scope: Scope, send: Send, failed: Callable[[Scope], None] | None) -> Send:
-        """A `send` for a place further in than the gate: what stands between them never sees what is not kept."""
+        """A `send` for a place further in than the gate: what stands between them never sees what is not kept.
+
+        From the first message on, the gate only passes on what comes by: it may come late, or from another task.
+        """
 
         async def settled(message: Message) -> None:
-            if self.outermost is not None:
-                await send(message)
+            if self.place not in (None, settled) and self.phase is not FAILED:
+                await send(message)  # a place further in still has settled this
                 return
-            outermost = self.send_to
-            self.send_to, self.outermost = send, outermost
+            if self.outermost is None:
+                self.outermost = self.send_to
+            self.place, self.send_to = settled, send
             try:
                 await self.send_settled(message)
             except Exception:
                 if self.phase is FAILED and failed is not None:
                     failed(scope)
                 raise
-            finally:
-                self.send_to, self.outermost = outermost, None
 
         return settled
 
     async def send_late(self, message: Message, outermost: Send) -> None:
-        """What was settled further in comes by. Whoever stands between may have written since."""
-        if message["type"] == "http.response.start":
+        """What was settled further in comes by. Whoever stands between may have written since, or answer anew."""
+        starts = message["type"] == "http.response.start"
+        if self.phase is FAILED and starts:
+            self.place, self.send_to, self.outermost = None, outermost, None
+            await self.send_settled(message)
+            return
+        if self.phase in (FAILED, BROKEN) and self.failure is not None:
+            raise self.failure
+        if starts:
             try:
                 if self.unit is not None and not self.unit.blocks:
                     await self.unit.settle(outcome_of(message["status"]), between_chunks)
@@ -331,8 +357,6 @@ class Request(UnitScope):
                 self.fail(error)
                 raise
             self.sent = True
-        elif self.phase is FAILED and self.failure is not None:
-            raise self.failure
         await outermost(message)
 
     def fail(self, error: Exception) -> None:
@@ -340,9 +364,15 @@ class Request(UnitScope):
         if self.gate.on_failed_start is not None:
             self.gate.on_failed_start(self.scope)
 
-    async def tell(self, before_send: BeforeSend, message: Message) -> None:
+    async def tell(self, message: Message) -> None:
+        """Those who hear of each message, of this gate and of one further in."""
+        for before_send in (self.gate.before_send, self.hear):
+            if before_send is not None:
+                await before_send(message, self.scope)
+
+    async def tell_start(self, message: Message) -> None:
         try:
-            await before_send(message, self.scope)
+            await self.tell(message)
         except Exception:
             if self.unit is not None:
                 await self.unit.settle(_nothing)
@@ -368,6 +398,7 @@ class Request(UnitScope):
         if self.phase is not AFTER and self.completes_length(message):
             self.held = [*self.held, message]
             return
+        self.passed = True
         held, self.held = self.held, ()
         for earlier in held:
             await self.send_to(earlier)
@@ -423,7 +454,7 @@ class Request(UnitScope):
         try:
             try:
                 if self.parting is not None:
-                    await LOOP.shielded(_parted(self.parting))
+                    await LOOP.shielded(parted(self.parting))
             finally:
                 if unit is not None:
                     await unit.close()
@@ -468,10 +499,6 @@ class Request(UnitScope):
         if answered:
             await self.returned()
         return answered
-
-
-async def _parted(parting: asyncio.Future[None]) -> None:
-    await parting
 
 
 def _nothing(database: Database | None) -> bool:

@@ -11,7 +11,7 @@ from transept.gate.answer import always
 from transept.gate.protocol import SCOPE_KEY, ASGIApp, BeforeSend, Message, Receive, Scope, Send
 from transept.gate.state import Lazy, make_lazy
 
-__all__ = ["Socket"]
+__all__ = ["Socket", "parted"]
 
 
 class SocketGate(Gate, Protocol):
@@ -61,7 +61,7 @@ class Socket(UnitScope):
             try:
                 await self.drop()
                 if self.parting is not None:
-                    await LOOP.shielded(_parted(self.parting))
+                    await LOOP.shielded(parted(self.parting))
             finally:
                 self.closed = True
                 CURRENT.reset(token)
@@ -82,7 +82,7 @@ class Socket(UnitScope):
     def client_left(self) -> None:
         """What a task has open while another one receives is cut off and rolled back; what comes now is a new unit."""
         unit = self.unit
-        if unit is not None and not unit.blocks and unit.busy():
+        if unit is not None and self.parting is None and not unit.blocks and unit.busy():
             self.unit = None
             self.parting = asyncio.ensure_future(unit.close())
 
@@ -101,7 +101,8 @@ class Socket(UnitScope):
                 unit.renew()
 
 
-async def _parted(parting: asyncio.Future[None]) -> None:
+async def parted(parting: asyncio.Future[None]) -> None:
+    """Await it, as a coroutine that a host can shield."""
     await parting
 
 

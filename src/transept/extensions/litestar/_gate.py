@@ -98,5 +98,5 @@ def _settled(scope: Any, send: Any) -> Any:
 
 def _is_covered(app: Litestar, route: HTTPRoute) -> bool:
     handlers = route.route_handlers
-    layers = (app.csrf_config, app.compression_config, app.allowed_hosts)
+    layers = (app.cors_config, app.csrf_config, app.compression_config, app.allowed_hosts)
     return any(layers) or any(handler.cache or handler.resolve_middleware() for handler in handlers)
