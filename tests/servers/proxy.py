@@ -46,6 +46,7 @@ class FaultProxy:
         self._armed: tuple[bytes, Fault] | None = None
         self._links: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._stop = asyncio.Event()
         self._released = asyncio.Event()
 
@@ -91,8 +92,13 @@ class FaultProxy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # one that was accepted in the last moment
+        for client in self._clients:  # a task that was cancelled before it began has closed nothing
+            client.transport.abort()
+        await asyncio.sleep(0)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
         task = self._loop.create_task(self._join(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
