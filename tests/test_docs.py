@@ -23,6 +23,7 @@ from transept.adapters.pymysql import PyMysqlConfig
 from transept.adapters.sqlite import SqliteConfig
 from transept.alchemy import SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
 from transept.database import Databases
+from transept.extensions.litestar._config import LitestarKeys
 from transept.sql.result import Result
 from transept.sql.session import BlockingSQLSession, SQLSession
 from transept.sql.settings import DriverSettings
@@ -107,6 +108,7 @@ def test_every_page_is_on_the_map() -> None:
         ("Every database", [config.DatabaseSettings]),
         ("SQLAlchemy databases", [SQLAlchemyAsyncConfig, SQLAlchemySyncConfig]),
         ("Raw databases", [DriverSettings]),
+        ("Litestar", [LitestarKeys]),
         ("`AsyncpgConfig`", [AsyncpgConfig]),
         ("`PsycopgAsyncConfig` and `PsycopgSyncConfig`", [PsycopgAsyncConfig, PsycopgSyncConfig]),
         ("`AiosqliteConfig` and `SqliteConfig`", [AiosqliteConfig, SqliteConfig]),
