@@ -114,6 +114,8 @@ class ASGIGate:
                 await request.returned()
         finally:
             request.closed = True
+            if request.outermost is not None:
+                request.settle_at_the_gate(request.outermost)
             # What names it, and no more: a cycle would be left for the garbage collector.
             request.scope = {"method": scope["method"]}
             CURRENT.reset(token)
@@ -183,7 +185,7 @@ class Request(UnitScope):
     gone: bool
     hear: BeforeSend | None  # of a gate further in
     passed: bool  # whether a part of the body has been passed on
-    place: Send | None  # where responses are settled, if further in than the gate
+    place: object  # where responses are settled, if further in than the gate
     sent: bool  # whether the server has a start that was settled further in
     left: int | None  # bytes that were announced and are not sent yet
     warned: bool
@@ -230,6 +232,8 @@ class Request(UnitScope):
 
     async def unwound(self, error: BaseException) -> None:
         """The app has raised."""
+        if self.outermost is not None:
+            self.settle_at_the_gate(self.outermost)
         await self.close_units(error)
         if self.phase is FAILED and isinstance(error, Exception):
             await self.answer_failure(error)
@@ -324,13 +328,15 @@ class Request(UnitScope):
         From the first message on, the gate only passes on what comes by: it may come late, or from another task.
         """
 
+        here = object()
+
         async def settled(message: Message) -> None:
-            if self.place not in (None, settled) and self.phase is not FAILED:
+            if self.place not in (None, here) and self.phase is not FAILED:
                 await send(message)  # a place further in still has settled this
                 return
             if self.outermost is None:
                 self.outermost = self.send_to
-            self.place, self.send_to = settled, send
+            self.place, self.send_to = here, send
             try:
                 await self.send_settled(message)
             except Exception:
@@ -344,7 +350,7 @@ class Request(UnitScope):
         """What was settled further in comes by. Whoever stands between may have written since, or answer anew."""
         starts = message["type"] == "http.response.start"
         if self.phase is FAILED and starts:
-            self.place, self.send_to, self.outermost = None, outermost, None
+            self.settle_at_the_gate(outermost)
             await self.send_settled(message)
             return
         if self.phase in (FAILED, BROKEN) and self.failure is not None:
@@ -358,6 +364,10 @@ class Request(UnitScope):
                 raise
             self.sent = True
         await outermost(message)
+
+    def settle_at_the_gate(self, outermost: Send) -> None:
+        """The place further in has had its say; and what it held of this request made a cycle."""
+        self.place, self.send_to, self.outermost = None, outermost, None
 
     def fail(self, error: Exception) -> None:
         self.phase, self.failure = FAILED, error
