@@ -1,14 +1,17 @@
 """What stands between a route and the gate may pass messages on late, or from a task of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
 from held import VIOLATION, File, Postgres, http, insert
 from litestar import get
+from litestar.handlers import websocket_stream
 from litestar.response import Stream
+from litestar.testing import TestClient
 from litestar_app import app_with, clean, config_of
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -182,3 +185,15 @@ async def test_a_mounted_app_keeps_its_own_before_send_handler(file: File, pg: P
     told = Told()
     await call(parent, told)
     assert (told[0]["status"], file.held()) == (200, [1])
+
+
+def test_a_websocket_stream_reads_from_a_cursor_while_another_task_listens(file: File) -> None:
+    @websocket_stream("/")
+    async def count(db_session: AsyncSession) -> AsyncGenerator[str, None]:
+        rows = await db_session.stream_scalars(text("SELECT 1 UNION SELECT 2 UNION SELECT 3"))
+        async for number in rows:
+            yield str(number)
+
+    app, _ = app_with(config_of(file), count)
+    with TestClient(app) as client, client.websocket_connect("/") as socket:
+        assert [socket.receive_text() for _ in range(3)] == ["1", "2", "3"]
