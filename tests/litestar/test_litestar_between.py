@@ -197,3 +197,24 @@ def test_a_websocket_stream_reads_from_a_cursor_while_another_task_listens(file:
     app, _ = app_with(config_of(file), count)
     with TestClient(app) as client, client.websocket_connect("/") as socket:
         assert [socket.receive_text() for _ in range(3)] == ["1", "2", "3"]
+
+
+async def test_a_held_chunk_is_not_a_part_of_the_answer_to_its_failure(pg: Postgres) -> None:
+    """Nothing of the body was passed on, so the failure is answered anew; and nothing of that body is in the answer."""
+    config = config_of(pg)
+
+    @get("/")
+    async def stream(db_session: AsyncSession) -> Stream:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"aaaaa"
+            await db_session.execute(VIOLATION)
+
+        return Stream(body(), headers={"content-length": "5"})
+
+    app, _ = app_with(config, stream, middleware=[Buffered])
+    told = Told()
+    await call(app, told)
+    assert ([one.get("status") for one in told if "status" in one][-1], is_complete(told)) == (500, True)
+    assert b"aaaaa" not in body_of(told)
+    await clean(pg, config)
+    assert pg.held() == []

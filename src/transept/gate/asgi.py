@@ -306,6 +306,7 @@ class Request(UnitScope):
     async def start(self, message: Message) -> None:
         await self.settle_ahead(message)
         self.phase, self.started = STARTED, message
+        self.held, self.counts = (), False  # of a body whose failure this answers
         await self.send_to(message)
 
     async def settle_ahead(self, message: Message) -> None:
