@@ -14,12 +14,21 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-__all__ = ["PerLoop", "started"]
+from transept._portal import PORTAL
+
+__all__ = ["PerLoop", "has_resources", "started"]
 
 T = TypeVar("T")
 
+MAKE_SECONDS = 30.0
+
 # Held until they have closed: one that became garbage would be closed by a task, which the end of the loop cancels.
-_waiting: dict[object, AsyncGenerator[None, Any]] = {}
+_waiting: dict[object, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, Any]]] = {}
+
+
+def has_resources(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether anything is open on this loop."""
+    return any(owner is loop for owner, _ in tuple(_waiting.values()))
 
 
 class PerLoop(Generic[T]):
@@ -34,10 +43,17 @@ class PerLoop(Generic[T]):
         self._claimed = WeakKeyDictionary()
 
     def get(self) -> T:
-        """The resource of the running loop; without a loop, the one that the first loop to ask will get."""
+        """The resource of the running loop.
+
+        Plain code, where none runs, uses that of the background loop; where there is none, either, the one that the
+        first loop to ask will get.
+        """
         loop = asyncio._get_running_loop()
-        if loop is not None and (claimed := self._claimed.get(loop)) is not None:
+        users = PORTAL.loop if loop is None else loop
+        if users is not None and (claimed := self._claimed.get(users)) is not None:
             return claimed[0]
+        if users is not loop:
+            return PORTAL.run(self._get_there(), MAKE_SECONDS, "a new engine or pool")
         with self._lock:
             resource = self._unclaimed if self._unclaimed is not None else self._make()
             if loop is None:
@@ -46,6 +62,9 @@ class PerLoop(Generic[T]):
                 self._unclaimed = None
                 self._claimed[loop] = (resource, _closing_with_the_loop(resource, self._close))
             return resource
+
+    async def _get_there(self) -> T:
+        return self.get()
 
     def loops(self) -> list[asyncio.AbstractEventLoop]:
         """Those that have a resource."""
@@ -91,7 +110,7 @@ def _closing_with_the_loop(resource: T, close: Callable[[T], Awaitable[None]]) -
     generator = _until_the_loop_ends(name, resource, close)
     with suppress(StopIteration):
         generator.asend(None).send(None)
-    _waiting[name] = generator
+    _waiting[name] = asyncio.get_running_loop(), generator
     return generator
 
 

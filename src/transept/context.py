@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from transept.database import Databases
 from transept.errors import OutsideScope
-from transept.hosts import LoopHost, PlainHost
+from transept.hosts import BridgeHost, LoopHost, PlainHost
 from transept.unit import ASKING, BeforeCommit, Host, Unit
 
 __all__ = [
@@ -24,6 +24,8 @@ __all__ = [
     "doom",
     "is_context_initiated",
     "open_scope",
+    "plain",
+    "plain_host",
 ]
 
 
@@ -128,6 +130,17 @@ _opening = threading.Lock()  # threads of one request may ask at the same time; 
 
 LOOP = LoopHost()
 PLAIN = PlainHost()
+
+
+def plain(host: Host) -> PlainHost | BridgeHost:
+    """Where plain code that runs in a unit of this host lets a unit settle."""
+    return host if isinstance(host, BridgeHost) and host.bridge.needed() else PLAIN
+
+
+def plain_host() -> PlainHost | BridgeHost:
+    """Where a unit that plain code begins here settles: it may use async databases if the one around it may."""
+    scope = CURRENT.get()
+    return PLAIN if scope is None else plain(scope.host)
 
 
 def open_scope() -> UnitScope | None:

@@ -15,11 +15,13 @@ from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar, runtime_checkable
 
+from transept._portal import Bridge
 from transept.errors import ImproperConfigurationError
 from transept.policy import Policy
 
 __all__ = [
     "Adopts",
+    "Bridged",
     "Connects",
     "Database",
     "Databases",
@@ -218,6 +220,15 @@ class HasConnection(Protocol):
     def connection(self) -> Any: ...
 
 
+@runtime_checkable
+class Bridged(Protocol):
+    """The capability of an async handle whose session plain code can use, too."""
+
+    def for_plain_code(self, bridge: Bridge) -> HasSession[Any]:
+        """The blocking twin of its session, and of its connection if it has one, the same each time. No I/O."""
+        ...
+
+
 class HasTypedConnection(Protocol[S_co]):
     """A handle, for type checkers: what its connection is."""
 
@@ -300,6 +311,10 @@ class Databases:
                     f"{setting} has {one!r}, which is no database: pass objects such as SQLAlchemyAsyncConfig(...)."
                 )
         return cls(several, first_is_default=False)
+
+    def copy(self) -> Databases:
+        """The same databases, to which others can be added."""
+        return Databases(self, first_is_default=self._first_is_default)
 
     def add(self, database: Database) -> None:
         """Add one database; the same object again is nothing new.

@@ -27,6 +27,7 @@ __all__ = [
     "ImproperConfigurationError",
     "IntegrityError",
     "LockTimeoutError",
+    "LoopTimeout",
     "MultipleResultsFoundError",
     "NotFoundError",
     "NotNullViolationError",
@@ -211,6 +212,27 @@ class PartlyCommitted(DatabaseSaidNo):
     def __str__(self) -> str:
         rest = f", and {_names(self.rolled_back)} was rolled back" if self.rolled_back else ""
         return f"{_names(self.committed)} committed, then {self.failed!r} failed to{rest}: put them right by hand."
+
+
+class LoopTimeout(DatabaseSaidNo, TimeoutError):  # noqa: N818 - says what is so, as the rest of the family does
+    """Plain code waited for the background loop, on which it uses async databases, and got no answer in time.
+
+    ``what`` was waited for, ``seconds`` how long; ``held_at`` is the line of code that held the loop, None if nothing
+    did. Answered 503 where nobody handles it.
+    """
+
+    def __init__(self, what: str, seconds: float, held_at: str | None = None) -> None:
+        super().__init__(what, seconds, held_at)
+        self.what = what
+        self.seconds = seconds
+        self.held_at = held_at
+
+    def __str__(self) -> str:
+        if self.held_at is None:
+            why = "It was cancelled. Look at what it was waiting for, such as a lock in the database"
+        else:
+            why = f"The loop is held at {self.held_at}: await what is slow there, or make it a plain `def`"
+        return f"no answer from {self.what} within {self.seconds:g} s. {why}; or allow more time with timeout=."
 
 
 class NotFoundError(DatabaseSaidNo):

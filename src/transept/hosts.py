@@ -12,9 +12,10 @@ import anyio
 import anyio.to_thread
 
 from transept._bridge import is_async, run_now
+from transept._portal import Bridge
 from transept.errors import UsageError
 
-__all__ = ["LoopHost", "PlainHost", "in_thread"]
+__all__ = ["BridgeHost", "LoopHost", "PlainHost", "in_thread"]
 
 T = TypeVar("T")
 
@@ -23,6 +24,11 @@ class PlainHost:
     """The blocking colour: everything runs right here. Shields do not exist, for nothing can be cancelled."""
 
     blocking = True
+    bridge: Bridge | None = None
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run what a unit of work is asked to do, from plain code."""
+        return run_now(work)
 
     def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         return work
@@ -41,6 +47,10 @@ class LoopHost:
     """The async colour: blocking I/O goes to worker threads, and what must end is shielded."""
 
     blocking = False
+
+    @property
+    def bridge(self) -> Bridge | None:
+        return None
 
     def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         if not blocking:
@@ -78,6 +88,21 @@ class LoopHost:
             if task is None or task.cancelling():
                 raise
             raise RuntimeError(f"{hook!r} was cancelled, and not by the unit of work that called it") from error
+
+
+class BridgeHost(LoopHost):
+    """Plain code over async databases: the unit settles on the background loop, and the thread waits for that."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+
+    @property
+    def bridge(self) -> Bridge:
+        return self._bridge
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run what a unit of work is asked to do, from plain code."""
+        return self.bridge.run(work)
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, overload
 
-from transept.context import LOOP
+from transept.context import LOOP, plain_host
 from transept.database import Connects, Database, Databases, Gives, refuse_class
 from transept.errors import ImproperConfigurationError, UsageError
+from transept.hosts import BridgeHost, PlainHost
 from transept.lifecycle import stop_all
 from transept.transaction import new_unit_of_work
 from transept.unit import Unit
@@ -104,10 +105,11 @@ class Registry(Databases):
 class OwnUnit(Generic[S]):
     """A block around a unit of work of its own; gives the session, or the connection, of one database in it."""
 
-    def __init__(self, database: Database, *, connection: bool) -> None:
+    def __init__(self, database: Database, *, connection: bool, host: PlainHost | BridgeHost | None = None) -> None:
         self._database = database
         self._connection = connection
-        self._block = new_unit_of_work()
+        self._host = host
+        self._block = new_unit_of_work(host)
 
     async def __aenter__(self) -> S:
         unit = await self._block.__aenter__()
@@ -122,7 +124,7 @@ class OwnUnit(Generic[S]):
         await self._block.__aexit__(kind, error, traceback)
 
     def __enter__(self) -> S:
-        if not self._database.blocking:
+        if not self._database.blocking and self._host is None and not isinstance(plain_host(), BridgeHost):
             what = "provide_connection" if self._connection else "provide_session"
             raise UsageError(f"{what}() of database {self._database.key!r}, whose driver is awaited: use `async with`.")
         unit = self._block.__enter__()

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from transept._portal import Bridge
 from transept.database import Database, Handle
 from transept.errors import IN_BLOCK, CommitFailed, CommitInDoubt, PartlyCommitted
 from transept.hooks import Hook, Hooks
@@ -32,6 +33,11 @@ class Host(Protocol):
 
     @property
     def blocking(self) -> bool: ...
+
+    @property
+    def bridge(self) -> Bridge | None:
+        """How plain code in the unit reaches its async databases; None where it cannot, or need not."""
+        ...
 
     def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Run I/O of a database of this colour where it may run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import Token
 from types import TracebackType
@@ -13,9 +13,9 @@ from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, get_arg
 
 from transept._bridge import is_async, run_now
 from transept.block import INNERMOST, Block
-from transept.context import CURRENT, LOOP, PLAIN, NamedScope, UnitScope, open_scope
+from transept.context import CURRENT, LOOP, PLAIN, NamedScope, UnitScope, open_scope, plain, plain_host
 from transept.errors import IN_BLOCK, CommitFailed, ImproperConfigurationError, OutsideScope, UsageError, unknown_value
-from transept.hosts import in_thread
+from transept.hosts import BridgeHost, PlainHost, in_thread
 from transept.unit import Host, Unit
 
 __all__ = ["Scope", "in_new_unit", "new_unit_of_work", "run_in_new_ctx", "transaction", "unit_of_work"]
@@ -72,6 +72,7 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
         self._around: Block | None = None
         self._token: Token[UnitScope | None] | None = None
         self._entered = False
+        self._host: PlainHost | BridgeHost | None = None  # of the `with` form, if it is another than the context's
 
     def __call__(self, function: F) -> F:
         """A function that runs in such a block, a new one for each call."""
@@ -105,7 +106,10 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
 
     async def __aexit__(self, kind: type[BaseException] | None, error: Error, traceback: TracebackType | None) -> None:
         if self._own is not None:
-            await self._end_own(self._own, error)
+            try:
+                await self._ended(self._own.open(), error)
+            finally:
+                self._leave_own(self._own)
         elif self._unit is not None and self._block is not None:
             unit, block = self._unit, self._block
             unit.end_block(block)
@@ -114,25 +118,35 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
             self._back_to_outer()
 
     def __enter__(self) -> U:
-        unit: Any = self._begin(PLAIN)
+        unit: Any = self._begin(self._host or plain_host())
         if self._block is not None and not self._block.joined:
             awaiting = [database.key for database, handle in unit.handles() if not database.blocking]
-            if awaiting:
+            if not awaiting:
+                run_now(unit.enter_block(self._block, PLAIN.leaf))
+            elif isinstance(unit.host, BridgeHost) and unit.host.bridge.needed():
+                unit.host.run(unit.enter_block(self._block))
+            else:
                 unit.end_block(self._block)
                 raise UsageError(
                     f"a blocking block cannot be a savepoint of {unit.name}, which uses async databases "
                     f"({', '.join(map(repr, awaiting))}): use `async with unit_of_work():` in a coroutine."
                 )
-            run_now(unit.enter_block(self._block, PLAIN.leaf))
         given: U = unit
         return given
 
     def __exit__(self, kind: type[BaseException] | None, error: Error, traceback: TracebackType | None) -> None:
         if self._own is not None:
-            run_now(self._end_own(self._own, error))
+            try:
+                plain(self._own.host).run(self._ended(self._own.open(), error))
+            finally:
+                self._leave_own(self._own)
         elif self._unit is not None and self._block is not None:
-            self._unit.end_block(self._block)
-            run_now(self._unit.leave_block(self._block, error, PLAIN.leaf))
+            unit, block = self._unit, self._block
+            unit.end_block(block)
+            if isinstance(unit.host, BridgeHost) and unit.host.bridge.needed():
+                unit.host.run(unit.leave_block(block, error))
+            else:
+                run_now(unit.leave_block(block, error, PLAIN.leaf))
         else:
             self._back_to_outer()
 
@@ -164,21 +178,24 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
             )
         self._token = CURRENT.set(None)
 
-    async def _end_own(self, own: NamedScope, error: Error) -> None:
+    def _ended(self, unit: Unit, error: Error) -> Coroutine[Any, Any, None]:
+        """What is to be awaited at the end of a unit of its own; the context of the caller is as it was before."""
+        unit.end_block(self._root)
+        INNERMOST.set(self._around)
+        return self._end_own(unit, error)
+
+    async def _end_own(self, unit: Unit, error: Error) -> None:
         root = self._root
-        try:
-            unit = own.open()
-            unit.end_block(root)
-            INNERMOST.set(self._around)
-            if error is None and root.failed is None:
-                await unit.finish(_always)
-                return
-            await _closed(unit, error)
-            if error is None and root.failed is not None:
-                raise CommitFailed(", ".join(database.key for database, _ in unit.handles()), root.failed, IN_BLOCK)
-        finally:
-            own.end()
-            self._back_to_outer()
+        if error is None and root.failed is None:
+            await unit.finish(_always)
+            return
+        await _closed(unit, error)
+        if error is None and root.failed is not None:
+            raise CommitFailed(", ".join(database.key for database, _ in unit.handles()), root.failed, IN_BLOCK)
+
+    def _leave_own(self, own: NamedScope) -> None:
+        own.end()
+        self._back_to_outer()
 
     def _back_to_outer(self) -> None:
         """A block may be left in another context than it was entered in, as fixtures and generators do."""
@@ -201,8 +218,9 @@ class unit_of_work(transaction[Unit]):  # noqa: N801 - as transaction
 class new_unit_of_work(transaction[Unit]):  # noqa: N801 - as transaction
     """``transaction("requires_new")``: a unit of work of its own, also where another one is open."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: PlainHost | BridgeHost | None = None) -> None:
         super().__init__("requires_new")
+        self._host = host
 
 
 def in_new_unit(function: Callable[P, T]) -> Callable[P, T]:
@@ -228,14 +246,15 @@ def in_new_unit(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def called(*arguments: P.args, **keywords: P.kwargs) -> T:
-        with _entered(NamedScope(PLAIN, where)) as scope:
+        host = plain_host()
+        with _entered(NamedScope(host, where)) as scope:
             try:
                 result = _no_coroutine(function, function(*arguments, **keywords))
             except BaseException as error:
-                run_now(_closed(scope.unit, error))
+                host.run(_closed(scope.unit, error))
                 raise
             if scope.unit is not None:
-                run_now(scope.unit.finish(_always))
+                host.run(scope.unit.finish(_always))
             return result
 
     made: Any = awaited if is_async(function) else called

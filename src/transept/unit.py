@@ -16,8 +16,20 @@ from contextvars import ContextVar
 from typing import Any, TypeVar, overload
 
 from transept._bridge import is_async
+from transept._portal import Bridge
 from transept.block import INNERMOST, Block
-from transept.database import Adopts, Connects, Database, Databases, Gives, Handle, HasConnection, must_prepare
+from transept.database import (
+    Adopts,
+    Bridged,
+    Connects,
+    Database,
+    Databases,
+    Gives,
+    Handle,
+    HasConnection,
+    HasSession,
+    must_prepare,
+)
 from transept.errors import CommitFailed, OutsideScope, UsageError, inside_a_block
 from transept.hooks import Hook, Hooks
 from transept.settling import Host, Keeps, Leaf, Part, Settled, Settling, Spare
@@ -80,15 +92,7 @@ class Unit:
             UsageError: an async database in a blocking unit, or one that must be awaited (`prepared`).
         """
         found = self.database(database)
-        handle = self._handles.get(found)
-        if handle is None:
-            if must_prepare(found):
-                raise UsageError(
-                    f"database {found.key!r} has a before_create_session_handler, which has to be awaited: ask for "
-                    "the session with `await db_session(...)` first."
-                )
-            handle = self._open(found)
-        return handle.session
+        return self._part(found).session
 
     @overload
     def connection(self, database: Connects[S]) -> S: ...
@@ -102,8 +106,7 @@ class Unit:
             UsageError: this kind of database has none.
         """
         found = self.database(database)
-        self.session(found)
-        handle = self._handles[found]
+        handle = self._part(found)
         if not isinstance(handle, HasConnection):
             raise UsageError(
                 f"database {found.key!r} is a SQLAlchemy one, whose connection is session.connection(): only raw "
@@ -161,8 +164,7 @@ class Unit:
 
     def opened(self, database: Database) -> Any:
         """The session of this database if the unit has one already, else None."""
-        handle = self._handles.get(database)
-        return None if handle is None else handle.session
+        return self._part(database).session if database in self._handles else None
 
     async def commit(self, database: Database) -> None:
         """Commit this database now, whatever will become of the unit. The next statement begins anew.
@@ -230,6 +232,13 @@ class Unit:
                 return True
         return False
 
+    def has_to_settle(self) -> bool:
+        """Whether `settle` would do anything."""
+        return self.busy() or self._has_more_to_settle()
+
+    def _has_more_to_settle(self) -> bool:
+        return bool(self.hooks) or self.hooks.failed_block is not None
+
     def handles(self) -> list[Part]:
         return list(self._handles.items())
 
@@ -245,7 +254,7 @@ class Unit:
             PartlyCommitted: an earlier one was kept already.
         """
         busy = self._busy_parts()
-        if not (busy or self.hooks or self.hooks.failed_block):
+        if not (busy or self._has_more_to_settle()):
             return Settled()
         if self.before_commit is not None and self._doomed is None and self.hooks.failed_block is None:
             await self._ask_before_commit(keeps, spare or _none)
@@ -356,6 +365,33 @@ class Unit:
             self.hooks.failed_block = "a block was cancelled while it ended"
 
     # How.
+
+    def _part(self, database: Database) -> HasSession[Any]:
+        """The handle of this database, opened now if it is not; in the colour of the code that asks."""
+        handle = self._handles.get(database)
+        bridge = self.host.bridge
+        if bridge is not None and not database.blocking and bridge.needed():
+            return self._part_across(database, handle, bridge)
+        if handle is None:
+            if must_prepare(database):
+                raise UsageError(
+                    f"database {database.key!r} has a before_create_session_handler, which has to be awaited: ask for "
+                    "the session with `await db_session(...)` first."
+                )
+            handle = self._open(database)
+        return handle
+
+    def _part_across(self, database: Database, handle: Handle | None, bridge: Bridge) -> HasSession[Any]:
+        if handle is None:
+            bridge.portal.start()
+            if must_prepare(database):
+                bridge.run(self.prepared(database), f"the before_create_session_handler of {database.key!r}")
+                handle = self._handles[database]
+            else:
+                handle = self._open(database)
+        if not isinstance(handle, Bridged):
+            raise UsageError(f"database {database.key!r} is async, and has no session for plain code.")
+        return handle.for_plain_code(bridge)
 
     def _open(self, database: Database) -> Handle:
         if self._ended:

@@ -240,9 +240,32 @@ def test_get_session_outside_of_a_gate_says_so(database):
         gate.get_session(environ())
 
 
-def test_an_async_database_is_refused_when_the_gate_is_made():
-    with pytest.raises(ImproperConfigurationError, match="'default' is async"):
-        WSGIGate(lambda environ, start_response: [], SQLAlchemyAsyncConfig(connection_string="sqlite+aiosqlite://"))
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_async_database_gives_blocking_sessions(tmp_path, keeps):
+    url = f"sqlite+aiosqlite:///{tmp_path}/async.db"
+    gate = WSGIGate(None, SQLAlchemyAsyncConfig(connection_string=url, commit_mode="autocommit"))
+
+    def app(environ, start_response):
+        session = gate.get_session(environ)
+        session.execute(text("CREATE TABLE held (v INTEGER)"))
+        session.execute(text("INSERT INTO held VALUES (1)"))
+        start_response("201 Created" if keeps else "409 Conflict", [])
+        return [b"made"]
+
+    gate.app = app
+    try:
+        assert list(call(gate, [])) == [b"made"]
+        with closing(sqlite3.connect(f"{tmp_path}/async.db")) as other:
+            assert len(other.execute("SELECT name FROM sqlite_master").fetchall()) == keeps
+    finally:
+        gate.close()
+    assert "transept-loop" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("timeout", [0, -1, True, "60", None, float("inf"), float("nan")])
+def test_a_timeout_that_is_none_is_refused(database, timeout):
+    with pytest.raises(ImproperConfigurationError, match="timeout=.*seconds are needed"):
+        WSGIGate(None, database, timeout=timeout)
 
 
 def test_an_async_hook_is_refused(database, held):

@@ -21,6 +21,7 @@ from transept.alchemy.session import Seat, note_live, seat_of, writes
 from transept.block import Block
 from transept.context import LOOP
 from transept.errors import CommitInDoubt, UsageError, inside_a_block
+from transept.sql.across import AcrossExecutor
 from transept.sql.controls import control_of, read_too_late, refuse_control, statements_of
 from transept.sql.core import checked
 from transept.sql.faults import Fault, of_asyncpg, of_mysql, of_psycopg, of_sqlite, sql_error
@@ -100,6 +101,10 @@ def over(session: Session | AsyncSession) -> SQLSession | BlockingSQLSession:
     if isinstance(session, AsyncSession):
         return SQLSession(AlchemyExecutor(session.sync_session, is_async=True))
     if isinstance(session, Session):
+        seat = seat_of(session)
+        if seat is not None and seat.bridge is not None and seat.bridge.needed():  # an async one, in plain code
+            there = AlchemyExecutor(session, is_async=True)
+            return BlockingSQLSession(AcrossExecutor(there, seat.bridge, f"database {seat.key!r}"))
         return BlockingSQLSession(AlchemyExecutor(session, is_async=False))
     raise UsageError(f"over() takes a Session or an AsyncSession of SQLAlchemy; {session!r} is neither.")
 

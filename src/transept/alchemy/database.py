@@ -322,6 +322,7 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
     async def stop(self) -> None:
         try:
             await self._made.close()
+            await self._creating.close()
         finally:
             self._forget_tables()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import greenlet_spawn
 
+from transept._portal import Bridge
+from transept.alchemy.plain import for_plain_code
 from transept.alchemy.session import Seat, guard, is_clean, unguard
 from transept.alchemy.truth import in_doubt
 from transept.errors import CommitInDoubt, PartlyCommitted, UsageError
@@ -186,6 +188,11 @@ class AsyncHandle(AlchemyHandle):
         if not (is_clean(self._session) and self._seat.sure()):
             await super().check()
 
+    def for_plain_code(self, bridge: Bridge) -> PlainHandle:
+        """The session inside, made one that plain code can use; all else of it is the same."""
+        for_plain_code(self._session, self._seat, bridge)
+        return PlainHandle(self._session)
+
     def give_up(self) -> AsyncSession:
         """The session as it was before; the handle is of no use any more."""
         unguard(self._session)
@@ -193,6 +200,12 @@ class AsyncHandle(AlchemyHandle):
 
     def _hop(self, work: Callable[[], T]) -> Awaitable[T]:
         return greenlet_spawn(work)
+
+
+class PlainHandle(NamedTuple):
+    """What plain code gets of an async handle."""
+
+    session: Session
 
 
 def _other_kind(seat: Seat, expected: str, given: object) -> UsageError:

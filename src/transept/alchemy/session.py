@@ -19,7 +19,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from sqlalchemy.util import await_only
 
+from transept._portal import Bridge
 from transept._sqlite import MAY_WRITE
+from transept.alchemy.across import across, run_across
 from transept.alchemy.truth import began, joined, may_be_gone, watch, why_gone
 from transept.errors import IN_BLOCK, CommitFailed, inside_a_block
 from transept.turn import TaskTurn, ThreadTurn
@@ -57,6 +59,7 @@ class Seat:
 
     __slots__ = (
         "app_ended",
+        "bridge",
         "connections",
         "cursors",
         "first_use",
@@ -88,6 +91,7 @@ class Seat:
         self.first_use = first_use
         self.route = route
         self.owner: Any = None  # its database
+        self.bridge: Bridge | None = None  # of plain code to an async session
         self.connections: dict[Connection, None] = {}
         self.cursors: WeakSet[LiveCursor] | tuple[()] = ()
         self.marks: dict[SessionTransaction, int] = {}
@@ -168,9 +172,12 @@ class LiveCursor:
         return self._fetch(self._cursor.fetchall)
 
     def close(self) -> None:
-        self._cursor.close()
+        run_across(self._seat, self._cursor.close)
 
     def _fetch(self, fetch: Callable[..., Any], *arguments: Any) -> Any:
+        return run_across(self._seat, self._fetch_in_turn, fetch, *arguments)
+
+    def _fetch_in_turn(self, fetch: Callable[..., Any], *arguments: Any) -> Any:
         outside = self._seat.enter()
         try:
             return fetch(*arguments)
@@ -319,9 +326,9 @@ GUARDED_TRANSACTION: Any = type(
     {
         "__module__": SessionTransaction.__module__,
         "transept_seat": property(_seat_of),
-        "commit": _taking_turn(SessionTransaction.commit, "commit"),
-        "rollback": _harmless_after_the_end(_taking_turn(SessionTransaction.rollback, "rollback")),
-        "close": _harmless_after_the_end(_taking_turn(SessionTransaction.close, "close")),
+        "commit": across(_taking_turn(SessionTransaction.commit, "commit")),
+        "rollback": across(_harmless_after_the_end(_taking_turn(SessionTransaction.rollback, "rollback"))),
+        "close": across(_harmless_after_the_end(_taking_turn(SessionTransaction.close, "close"))),
     },
 )
 

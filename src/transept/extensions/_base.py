@@ -1,4 +1,4 @@
-"""What the extensions of all ASGI frameworks have in common: databases, sessions and engines by key."""
+"""What the extensions have in common: databases, sessions and engines by key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transept.alchemy import DBConnect, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
 
-__all__ = ["Extension", "HasScope", "Home", "unit_of", "unit_of_scope"]
+__all__ = ["Configs", "Extension", "HasScope", "Home", "unit_of", "unit_of_scope"]
 
 S = TypeVar("S")
 
@@ -38,8 +38,8 @@ class HasScope(Protocol):
         ...
 
 
-class Extension:
-    """Databases by key, their sessions and engines.
+class Configs:
+    """Databases by key, and their engines.
 
     A key is a bind key, a session key, or the database itself.
 
@@ -50,16 +50,8 @@ class Extension:
         ImproperConfigurationError: no database, or two of one name.
     """
 
-    how_to_gate = "pass app= to Transept(...), or call init_app(app) before the app starts"
-
     def __init__(self, config: Database | Iterable[Database] | Databases) -> None:
         self._registry = Databases.of(config)
-
-    @asynccontextmanager
-    async def lifespan(self, app: Any) -> AsyncIterator[None]:
-        """Start the databases, and stop them at the end: for a lifespan of your own. Does nothing twice."""
-        async with running(list(self._registry), LOOP):
-            yield
 
     # Configurations, by bind key or session key.
 
@@ -99,6 +91,49 @@ class Extension:
         if not isinstance(config, SQLAlchemySyncConfig):
             raise _expected("sync", config)
         return config
+
+    # Sessions outside of requests.
+
+    @asynccontextmanager
+    async def with_async_session(self, key: Database | str | None = None) -> AsyncIterator[AsyncSession]:
+        """A new session in a unit of work of its own, committed at a clean end of the block, else rolled back."""
+        config = self.get_async_database(key)
+        async with new_unit_of_work() as unit:
+            yield await unit.prepared(config)
+
+    @contextmanager
+    def with_sync_session(self, key: Database | str | None = None) -> Iterator[Session]:
+        """As `with_async_session`, blocking."""
+        config = self.get_sync_config(key)
+        with new_unit_of_work() as unit:
+            yield unit.session(config)
+
+    # Engines.
+
+    def get_engine(self, key: Database | str | None = None) -> Engine | AsyncEngine:
+        """The engine of a SQLAlchemy database; an async one belongs to the running event loop."""
+        config = self._registry.get(key)
+        return self.get_sync_config(key).get_engine() if config.blocking else self.get_async_database(key).get_engine()
+
+    def get_async_engine(self, key: Database | str | None = None) -> AsyncEngine:
+        """The engine of an async SQLAlchemy database, for the running event loop."""
+        return self.get_async_database(key).get_engine()
+
+    def get_sync_engine(self, key: Database | str | None = None) -> Engine:
+        """The engine of a sync SQLAlchemy database."""
+        return self.get_sync_config(key).get_engine()
+
+
+class Extension(Configs):
+    """Sessions by key, of requests and outside of them; see `Configs`."""
+
+    how_to_gate = "pass app= to Transept(...), or call init_app(app) before the app starts"
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:
+        """Start the databases, and stop them at the end: for a lifespan of your own. Does nothing twice."""
+        async with running(list(self._registry), LOOP):
+            yield
 
     # Sessions of a request.
 
@@ -144,37 +179,6 @@ class Extension:
         """As `get_session`, for a sync SQLAlchemy database."""
         session: Session = self._session(request, self.get_sync_config(key))
         return session
-
-    # Sessions outside of requests.
-
-    @asynccontextmanager
-    async def with_async_session(self, key: Database | str | None = None) -> AsyncIterator[AsyncSession]:
-        """A new session in a unit of work of its own, committed at a clean end of the block, else rolled back."""
-        config = self.get_async_database(key)
-        async with new_unit_of_work() as unit:
-            yield await unit.prepared(config)
-
-    @contextmanager
-    def with_sync_session(self, key: Database | str | None = None) -> Iterator[Session]:
-        """As `with_async_session`, blocking."""
-        config = self.get_sync_config(key)
-        with new_unit_of_work() as unit:
-            yield unit.session(config)
-
-    # Engines.
-
-    def get_engine(self, key: Database | str | None = None) -> Engine | AsyncEngine:
-        """The engine of a SQLAlchemy database; an async one belongs to the running event loop."""
-        config = self._registry.get(key)
-        return self.get_sync_config(key).get_engine() if config.blocking else self.get_async_database(key).get_engine()
-
-    def get_async_engine(self, key: Database | str | None = None) -> AsyncEngine:
-        """The engine of an async SQLAlchemy database, for the running event loop."""
-        return self.get_async_database(key).get_engine()
-
-    def get_sync_engine(self, key: Database | str | None = None) -> Engine:
-        """The engine of a sync SQLAlchemy database."""
-        return self.get_sync_config(key).get_engine()
 
     def _session(self, request: HasScope, database: Database) -> Any:
         return unit_of(request, self.how_to_gate).session(database)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transept.database import Database, Handle
-from transept.errors import CommitInDoubt, DatabaseUnavailable, OpenCursorError
+from transept.errors import CommitInDoubt, DatabaseUnavailable, LoopTimeout, OpenCursorError
 from transept.policy import Policy
 from transept.unit import Settled, Unit
 
@@ -112,4 +112,4 @@ def answer_to(failure: BaseException) -> PlainAnswer | None:
     """What a gate answers to an error that nobody else has answered; None leaves it to the server's 500."""
     if isinstance(failure, CommitInDoubt):
         return IN_DOUBT
-    return UNAVAILABLE if isinstance(failure, DatabaseUnavailable) else None
+    return UNAVAILABLE if isinstance(failure, (DatabaseUnavailable, LoopTimeout)) else None

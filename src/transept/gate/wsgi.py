@@ -8,28 +8,43 @@ sent is the chunk that completes it held back. `close()` of the body comes after
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from transept._bridge import run_now
-from transept.context import CURRENT, PLAIN, Gate, UnitScope
+from transept._loops import has_resources
+from transept._portal import Bridge
+from transept.context import CURRENT, LOOP, PLAIN, Gate, UnitScope
 from transept.database import Database, Databases
-from transept.errors import DatabaseUnavailable, ImproperConfigurationError, OutsideScope
-from transept.gate.answer import READING_METHODS, always, answer_to, at_start, between_chunks, outcome_of, report
+from transept.errors import CommitInDoubt, DatabaseUnavailable, ImproperConfigurationError, LoopTimeout, OutsideScope
+from transept.gate.answer import (
+    READING_METHODS,
+    always,
+    answer_to,
+    at_start,
+    between_chunks,
+    outcome_of,
+    report,
+)
+from transept.hosts import BridgeHost, PlainHost
 from transept.lifecycle import stop_all
-from transept.unit import BeforeCommit
+from transept.settling import Settled, Spare
+from transept.unit import BeforeCommit, Unit
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["ENVIRON_KEY", "WSGIGate"]
+__all__ = ["ENVIRON_KEY", "TIMEOUT", "Request", "WSGIGate", "close_all", "seconds_of"]
 
 ExcInfo: TypeAlias = "tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]"
 Answer: TypeAlias = "Callable[[WSGIEnvironment, Exception], WSGIApplication | None]"
 
 ENVIRON_KEY = "transept.units"
+TIMEOUT = 60.0
+NOTHING = Settled()
 
 logger = logging.getLogger("transept")
 
@@ -37,35 +52,45 @@ logger = logging.getLogger("transept")
 class WSGIGate:
     """Middleware that holds the start of each response back until the request's unit of work is settled.
 
+    Async databases run on an event loop in the background, one for the process, and give the app blocking sessions.
+
     Args:
         app: the WSGI app.
-        registry: the databases, blocking ones; a `Registry`, one database or several.
+        registry: the databases; a `Registry`, one database or several.
         answer: given the environ and the error that kept a response from starting, returns the WSGI app that answers
             instead, or None. A framework's own error handlers come in here.
+        timeout: how many seconds a thread waits for one call on the background loop, such as a statement.
 
     Raises:
-        ImproperConfigurationError: an async database, which a plain WSGI app has no event loop for.
+        ImproperConfigurationError: a timeout that is no number of seconds.
     """
 
     def __init__(
-        self, app: WSGIApplication, registry: Databases | Database | Iterable[Database], *, answer: Answer | None = None
+        self,
+        app: WSGIApplication,
+        registry: Databases | Database | Iterable[Database],
+        *,
+        answer: Answer | None = None,
+        timeout: float = TIMEOUT,
     ) -> None:
         self.app = app
         self.registry = Databases.of(registry, "registry")
         self.before_commit: BeforeCommit | None = None
         self.answer = answer
-        for database in self.registry:
-            if not database.blocking:
-                raise ImproperConfigurationError(
-                    f"database {database.key!r} is async, and a WSGI app has no event loop for it: use the sync "
-                    "configuration of the same database."
-                )
+        self.bridge = Bridge(seconds_of("timeout", timeout))
+        self.host: PlainHost | BridgeHost = PLAIN
+        self.choose_host()
+
+    def choose_host(self) -> None:
+        """Again whenever a database was added: async ones need the background loop."""
+        if any(not database.blocking for database in self.registry):
+            self.host = BridgeHost(self.bridge)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         outer: UnitScope | None = environ.get(ENVIRON_KEY)
         if outer is not None and not outer.closed:
             return self.app(environ, start_response)
-        return _Request(self, environ, start_response).run()
+        return Request(self, environ, start_response).run()
 
     def get_session(self, environ: WSGIEnvironment, key: str | None = None) -> Any:
         """The request's session of the database with this key; the same object throughout the request.
@@ -81,23 +106,44 @@ class WSGIGate:
 
     def close(self) -> None:
         """Close what the databases opened. For the end of the process; they open again when used again."""
-        run_now(stop_all(list(self.registry), PLAIN))
+        close_all(list(self.registry), self.host)
 
 
-class _Request(UnitScope):
+def close_all(databases: list[Database], host: PlainHost | BridgeHost) -> None:
+    """Close what these databases have opened, and the background loop if nothing else uses it."""
+    blocking = [database for database in databases if database.blocking]
+    try:
+        run_now(stop_all(blocking, PLAIN))
+    finally:
+        portal = host.bridge.portal if isinstance(host, BridgeHost) else None
+        if isinstance(host, BridgeHost) and portal is not None and portal.loop is not None:
+            host.run(stop_all([database for database in databases if not database.blocking], LOOP))
+            if not has_resources(portal.loop):
+                portal.stop()
+
+
+def seconds_of(setting: str, value: object) -> float:
+    """Raises ImproperConfigurationError: it is no number of seconds above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ImproperConfigurationError(f"{setting}={value!r}: seconds are needed, more than 0.")
+    return float(value)
+
+
+class Request(UnitScope):
     """One request: what the app has said, what was passed on, and the unit of the moment."""
-
-    host = PLAIN
 
     def __init__(self, gate: WSGIGate, environ: WSGIEnvironment, start_response: StartResponse) -> None:
         super().__init__()
         self.gate = gate
+        self.host = self.plain = gate.host
         self.environ = environ
         self.start_response = start_response
         self.said: tuple[int, str, list[tuple[str, str]], Any] | None = None
         self.started = False
         self.complete = False
         self.warned = False
+        self.ahead = False
+        self.kept = False
         self.unwritten: list[bytes] = []
         self.left: int | None = None
         self.write: Callable[[bytes], object] | None = None
@@ -116,7 +162,7 @@ class _Request(UnitScope):
     def run(self) -> Iterable[bytes]:
         try:
             body = self.ask(self.gate.app)
-        except DatabaseUnavailable as failure:
+        except (DatabaseUnavailable, LoopTimeout) as failure:
             return self.answer_ourselves(failure)
         try:
             return self.begun(body)
@@ -173,18 +219,55 @@ class _Request(UnitScope):
         if self.started or self.said is None:
             return
         status, line, headers, exc_info = self.said
-        unit = self.unit
-        if unit is not None:
-            settled = run_now(unit.settle(outcome_of(status), at_start(status)))
-            self.warned = self.warned or report(unit, settled, status)
+        if self.ahead:
+            self.keep_what_came_between(status)
+        else:
+            self.settle(status, at_start(status))
         self.started = True
         self.left = next((int(value) for name, value in headers if name.lower() == "content-length"), None)
         self.write = self.start_response(line, headers, exc_info) if exc_info else self.start_response(line, headers)
 
+    def settle_ahead(self, status: int) -> None:
+        """The framework knows its response before it starts it: settle here, where its error handlers can answer."""
+        unit = self.unit
+        used = [] if unit is None else unit.handles()
+        self.settle(status, at_start(status))
+        self.ahead = True
+        self.kept = any(database.policy.keeps(status) for database, _ in used)
+
+    def settle(self, status: int, spare: Spare) -> None:
+        unit = self.unit
+        if unit is None:
+            return
+        settled = NOTHING
+        if unit.has_to_settle():
+            try:
+                settled = self.plain.run(unit.settle(outcome_of(status), spare))
+            except LoopTimeout as failure:
+                raise self.in_doubt(unit, status, failure) from failure
+        self.warned = self.warned or report(unit, settled, status)
+
+    def in_doubt(self, unit: Unit, status: int, failure: LoopTimeout) -> Exception:
+        """Nobody knows what became of it; and nobody waits for its end once more."""
+        self.unit = None
+        self.gate.bridge.portal.leave(unit.close(), f"{unit.name}: the end of its unit of work")
+        kept = [database.key for database, _ in unit.handles() if database.policy.keeps(status)]
+        return CommitInDoubt(", ".join(kept)) if kept else failure
+
+    def keep_what_came_between(self, status: int) -> None:
+        """What a framework's teardown did after its response was settled. The answer is given, so that cannot fail."""
+        unit = self.unit
+        if unit is not None and unit.has_to_settle():
+            try:
+                self.plain.run(unit.settle(always, at_start(status)))
+            except Exception:
+                logger.exception("%s: what came after its response could not be kept", self.describe())
+
     def before_chunk(self, data: bytes) -> bool:
         """Settle between chunks; whether a client that counts bytes has the whole body with this one."""
-        if self.unit is not None and not self.unit.blocks and self.said is not None:
-            run_now(self.unit.settle(outcome_of(self.said[0]), between_chunks))
+        unit = self.unit
+        if unit is not None and not unit.blocks and self.said is not None and unit.has_to_settle():
+            self.plain.run(unit.settle(outcome_of(self.said[0]), between_chunks))
         if self.left is None:
             return False
         self.left -= len(data)
@@ -193,8 +276,8 @@ class _Request(UnitScope):
     def finish(self) -> None:
         """The last settling: after it the response is complete, and its sessions are over."""
         unit = self.unit
-        if unit is not None and self.said is not None:
-            settled = run_now(unit.finish(outcome_of(self.said[0])))
+        if unit is not None and self.said is not None and not unit.end_idle():
+            settled = self.plain.run(unit.finish(outcome_of(self.said[0])))
             self.warned = self.warned or report(unit, settled, self.said[0])
         self.close_unit(None)
         if self.write is not None:
@@ -203,16 +286,15 @@ class _Request(UnitScope):
         self.complete = True
 
     def keep_what_came_after(self) -> None:
-        unit = self.unit
-        if unit is not None:
-            self.unit = None
-            run_now(unit.finish(always))
+        unit, self.unit = self.unit, None
+        if unit is not None and not unit.end_idle():
+            self.plain.run(unit.finish(always))
 
     def close_unit(self, error: BaseException | None) -> None:
         unit, self.unit = self.unit, None
-        if unit is not None:
+        if unit is not None and not unit.end_idle():
             try:
-                run_now(unit.close())
+                self.plain.run(unit.close())
             except Exception as failure:
                 if error is None:
                     raise
@@ -239,7 +321,7 @@ class _Request(UnitScope):
 class _Body:
     """The body that the server iterates: it starts the response, settles between chunks, and closes the app's own."""
 
-    def __init__(self, request: _Request, chunks: Iterable[bytes]) -> None:
+    def __init__(self, request: Request, chunks: Iterable[bytes]) -> None:
         self._request = request
         self._chunks = chunks
         self._iterator: Iterator[bytes] = iter(())

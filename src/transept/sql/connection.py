@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from transept._bridge import run_now
 from transept.errors import UsageError
-from transept.sql.handle import SQLHandle
-from transept.sql.link import Link
+from transept.sql.executor import Executor
+from transept.sql.link import Link, Linker
 from transept.sql.prepared import Arguments
 from transept.sql.result import Result
 from transept.sql.session import BlockingSessionTransaction, SessionTransaction, arguments_of
 
-__all__ = ["BlockingConnection", "BlockingCursor", "Connection", "Cursor"]
+__all__ = ["BlockingConnection", "BlockingCursor", "Connection", "Cursor", "Used"]
+
+T = TypeVar("T")
 
 Column = tuple[str, None, None, None, None, None, None]
+
+
+class Used(Executor, Protocol):
+    """An executor that also lets the driver's own connection be used; see `transept.sql.handle.SQLHandle`."""
+
+    @property
+    def database(self) -> Linker: ...
+
+    async def use(
+        self, work: Callable[[Link], Awaitable[T]], sql: str | None = None, *, writes: bool = True, raw: bool = False
+    ) -> T: ...
+
+    def attribute(self, name: str) -> Any: ...
 
 
 class RawConnection:
     """What both colours share: everything that the driver's connection has, by its name there."""
 
-    def __init__(self, handle: SQLHandle[Any, Any]) -> None:
+    def __init__(self, handle: Used) -> None:
         self._handle = handle
 
     def __getattr__(self, name: str) -> Any:
@@ -125,7 +140,7 @@ class RowsInHand:
 
     arraysize = 1
 
-    def __init__(self, handle: SQLHandle[Any, Any]) -> None:
+    def __init__(self, handle: Used) -> None:
         self._handle = handle
         self._result: Result | None = None
         self._next = 0
@@ -165,7 +180,7 @@ class RowsInHand:
 class Cursor(RowsInHand):
     """A cursor over rows in memory, on an async driver."""
 
-    def __init__(self, handle: SQLHandle[Any, Any], statement: tuple[Any, Arguments] | None = None) -> None:
+    def __init__(self, handle: Used, statement: tuple[Any, Arguments] | None = None) -> None:
         super().__init__(handle)
         self._statement = statement
 

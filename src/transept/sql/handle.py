@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
+from transept._portal import Bridge
 from transept.block import Block
 from transept.context import CURRENT, LOOP
 from transept.errors import (
@@ -21,6 +22,7 @@ from transept.errors import (
     inside_a_block,
 )
 from transept.hooks import Hooks
+from transept.sql.across import PlainHandle, plain_handle
 from transept.sql.controls import Control, control_of, read_too_late, refuse_control, statements_of
 from transept.sql.core import compiled_many
 from transept.sql.cursors import OpenCursors
@@ -70,6 +72,7 @@ class SQLHandle(Generic[S, C]):
         "_may_write",
         "_number",
         "_open_savepoints",
+        "_plain",
         "_savepoints",
         "_turn",
         "_wrote",
@@ -96,6 +99,7 @@ class SQLHandle(Generic[S, C]):
         self._cursors = OpenCursors()
         self._wrote = False
         self._app_ended: bool | None = None
+        self._plain: PlainHandle | None = None
         self.owner: Any = None
         self.session: S
         self.connection: C
@@ -386,6 +390,12 @@ class SQLHandle(Generic[S, C]):
 
     def forget(self) -> None:
         """Nothing is kept between statements."""
+
+    def for_plain_code(self, bridge: Bridge) -> PlainHandle:
+        """The blocking twins of an async session and connection."""
+        if self._plain is None:
+            self._plain = plain_handle(self, bridge, self._database.key)
+        return self._plain
 
     # How.
 

@@ -1,0 +1,78 @@
+"""An app context that no request has: a command, a shell, a job, a test, or one inside a request."""
+
+from __future__ import annotations
+
+import sys
+from contextvars import Token
+from typing import Any
+
+from transept.context import CURRENT, Gate, UnitScope, plain
+from transept.errors import UsageError
+from transept.gate.answer import always
+from transept.gate.wsgi import WSGIGate
+from transept.unit import Unit
+
+__all__ = ["ContextScope", "ended_well"]
+
+
+class ContextScope(UnitScope):
+    """Its unit of work: kept at the end of the context, or rolled back if an error ended it."""
+
+    __slots__ = ("_around", "_gate", "_token", "host")
+
+    def __init__(self, gate: WSGIGate) -> None:
+        super().__init__()
+        self._gate = gate
+        self.host = gate.host
+        self._around = sys.exc_info()[1]  # handled by the code that pushed it: none of its own
+        self._token: Token[Any] = CURRENT.set(self)
+
+    def origin(self) -> Gate:
+        return self._gate
+
+    def describe(self) -> str:
+        return "the app context"
+
+    def raised_meanwhile(self) -> BaseException | None:
+        """The error that ends the context, where nobody passes it on."""
+        error = sys.exc_info()[1]
+        return None if error is self._around else error
+
+    def leave(self, error: BaseException | None) -> None:
+        """The context ends."""
+        unit = self.unit
+        try:
+            if unit is not None and not unit.end_idle():
+                self._settle(unit, error)
+        finally:
+            self.end()
+            try:
+                CURRENT.reset(self._token)
+            except ValueError:  # it was pushed in another context than it is popped in, as fixtures do
+                if CURRENT.get() is self:
+                    CURRENT.set(None)
+
+    def _settle(self, unit: Unit, error: BaseException | None) -> None:
+        bridge = self.host.bridge
+        if bridge is not None and not bridge.needed():
+            bridge.portal.leave(unit.close(), f"rolling back {unit.name}")
+            if error is None:
+                raise UsageError(
+                    "an app context was popped inside an `async def` function with work that is not committed, and "
+                    "nothing can be awaited there, so it is rolled back: `await session.commit()` before, or use "
+                    "`async with unit_of_work():` instead."
+                )
+        elif error is None:
+            plain(self.host).run(unit.finish(always))
+        else:
+            try:
+                plain(self.host).run(unit.close())
+            except Exception as failure:
+                error.add_note(f"transept: while rolling back {unit.name}: {failure!r}")
+
+
+def ended_well(error: BaseException | None) -> bool:
+    """Whether this ends a context cleanly: no error, or a program that says it is done."""
+    if isinstance(error, SystemExit):
+        return error.code in (None, 0)
+    return error is None or getattr(error, "exit_code", None) == 0  # click's Exit
