@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, overload
 
-from transept.context import LOOP, plain_host
+from transept.context import LOOP, plain, plain_host
 from transept.database import Connects, Database, Databases, Gives, refuse_class
 from transept.errors import ImproperConfigurationError, UsageError
 from transept.hosts import BridgeHost, PlainHost
@@ -124,9 +124,10 @@ class OwnUnit(Generic[S]):
         await self._block.__aexit__(kind, error, traceback)
 
     def __enter__(self) -> S:
-        if not self._database.blocking and self._host is None and not isinstance(plain_host(), BridgeHost):
-            what = "provide_connection" if self._connection else "provide_session"
-            raise UsageError(f"{what}() of database {self._database.key!r}, whose driver is awaited: use `async with`.")
+        host = plain_host() if self._host is None else plain(self._host)
+        if not self._database.blocking and not isinstance(host, BridgeHost):
+            what = "the connection" if self._connection else "the session"
+            raise UsageError(f"{what} of database {self._database.key!r}, whose driver is awaited: use `async with`.")
         unit = self._block.__enter__()
         try:
             return self._of(unit)

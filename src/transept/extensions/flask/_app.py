@@ -115,10 +115,11 @@ class Tied:
         """The app; an error of its teardown, after its work was kept, does not make that an error."""
         try:
             body: Iterable[bytes] = self._wsgi_app(environ, start_response)
-        except Exception:
+        except Exception as failure:
             scope = environ[ENVIRON_KEY]
             if not scope.kept or _propagates(self.app):
                 raise
+            scope.close_unit(failure)
             self.app.logger.exception("%s answered, and kept its work; its teardown failed", scope.describe())
             response: Response = environ[RESPONSE]
             return response.get_app_iter(environ)
