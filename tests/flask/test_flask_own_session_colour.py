@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flask_site import Held, Site
 
 from transept import UsageError
 
