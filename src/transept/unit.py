@@ -404,7 +404,11 @@ class Unit:
                 f"database {database.key!r} is async, and this unit of work ({self.name}) is a blocking one: "
                 "use `async with unit_of_work():` in a coroutine, or a sync database."
             )
-        return self._handles.setdefault(database, database.open(self.hooks, self.reads_only))
+        handle = self._handles.setdefault(database, database.open(self.hooks, self.reads_only))
+        bridge = self.host.bridge
+        if bridge is not None and not database.blocking and isinstance(handle, Bridged):
+            handle.for_plain_code(bridge)  # what an `async def` function has read may go on to plain code
+        return handle
 
     def _concerned(self, block: Block) -> list[Part]:
         return [part for part in self._handles.items() if block.database in (None, part[0])]
