@@ -1,4 +1,4 @@
-"""What tests of Flask apps share: models of the tests' tables, an app with its database, and what must hold after it."""
+"""What tests of Flask apps share: models of the tests' tables, an app over them, and what must hold after each."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class Site:
         return function
 
     def post(self, path: str = "/", **options: Any) -> TestResponse:
-        """With no cookies but those given, and without Flask's own client, which pushes contexts."""
-        return Client(self.app).post(path, **options)
+        """The whole answer, without Flask's own client, which pushes contexts."""
+        return Client(self.app).post(path, **{"buffered": True, **options})
 
     def get(self, path: str = "/", **options: Any) -> TestResponse:
-        return Client(self.app).get(path, **options)
+        return Client(self.app).get(path, **{"buffered": True, **options})
 
     def clean(self) -> bool:
         """Whether no connection is out of the pool, and nothing idle in transaction."""
@@ -91,7 +91,7 @@ class Site:
 def site_of(tables: File | Postgres, config: Any, **options: Any) -> Iterator[Site]:
     """A site, and what must hold when the test is over; `options` are those of `Transept`."""
     app = Flask("site")
-    app.secret_key = "not secret"  # noqa: S105
+    app.secret_key = "not secret"
     site = Site(app, Transept(config, app, **options), tables, config)
     yield site
     assert site.clean()
