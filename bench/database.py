@@ -49,6 +49,10 @@ class Place:
         return make_url(self.url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
 
     @property
+    def psycopg_url(self) -> str:
+        return make_url(self.url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+    @property
     def select(self) -> str:
         return f"SELECT name FROM {self.schema}.source WHERE id = :id"
 

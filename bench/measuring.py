@@ -37,9 +37,17 @@ Blocks = Mapping[tuple[str, str], Callable[[Clock], Awaitable[float]]]
 BlockingBlocks = Mapping[tuple[str, str], Callable[[Clock], float]]
 Times = dict[tuple[str, str], list[float]]  # what they said, round by round
 
-NO_DATABASE = ["/nodb", *OVER_LITESTAR]
-STATUSES = {**dict.fromkeys(NO_DATABASE, 200), "/read": 200, "/write": 201, "/refused": 400, "/broken": 201}
-BODIES = {**dict.fromkeys(NO_DATABASE, b"nothing"), "/read": READ.encode(), "/write": b"written"}
+OF_EACH = {"nodb": 200, "read": 200, "write": 201, "refused": 400, "broken": 201}
+SAID = {"nodb": b"nothing", "read": READ.encode(), "write": b"written"}
+PREFIXES = ("/", "/flask-")
+STATUSES = {
+    **{f"{prefix}{name}": status for prefix in PREFIXES for name, status in OF_EACH.items()},
+    **dict.fromkeys(OVER_LITESTAR, 200),
+}
+BODIES = {
+    **{f"{prefix}{name}": said for prefix in PREFIXES for name, said in SAID.items()},
+    **dict.fromkeys(OVER_LITESTAR, b"nothing"),
+}
 CHEAP = 10  # times as many calls where no database is asked; over Litestar as many turns instead
 
 
@@ -120,7 +128,7 @@ async def checked(app: App, path: str) -> None:
         raise GarbageError(f"{path} answered {client.status} {client.body!r}, complete: {client.complete}")
 
 
-async def held(app: App, place: Place, name: str) -> Held:
+async def held(app: App, place: Place, name: str, writes: str) -> Held:
     """Whether the contender keeps its promises, seen through another connection.
 
     Raises:
@@ -132,17 +140,18 @@ async def held(app: App, place: Place, name: str) -> Held:
     async def told() -> None:
         found.told_after_commit = await place.rows(name) == before + 1
 
-    await Client(app, "/write", told).request()
+    prefix = writes.removesuffix("write")
+    await Client(app, writes, told).request()
     if await place.rows(name) != before + 1:
-        raise GarbageError(f"/write answers {STATUSES['/write']}, and the row is not in the table")
-    await Client(app, "/refused").request()
+        raise GarbageError(f"{writes} answers {STATUSES[writes]}, and the row is not in the table")
+    await Client(app, f"{prefix}refused").request()
     found.refused_leaves_nothing = await place.rows(name) == before + 1
-    found.failed_commit_is_told = await _status_of_broken(app) >= 500
+    found.failed_commit_is_told = await _status_of(app, f"{prefix}broken") >= 500
     return found
 
 
-async def _status_of_broken(app: App) -> int:
-    client = Client(app, "/broken")
+async def _status_of(app: App, path: str) -> int:
+    client = Client(app, path)
     try:
         await client.request()
     except Exception:
@@ -197,7 +206,7 @@ def requests(apps: Mapping[tuple[str, str], App], calls: int) -> Blocks:
 
 
 def _calls(path: str, calls: int) -> int:
-    return calls * CHEAP if path == "/nodb" else calls
+    return calls * CHEAP if path in ("/nodb", "/flask-nodb") else calls
 
 
 def counted(rounds: int, calls: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter_ns, process_time_ns
 
 import imports
-from contenders import BY_HAND, CONTENDERS, OVER_LITESTAR, App, Contender, MissingError
+from contenders import BY_HAND, CONTENDERS, OVER_FLASK, OVER_LITESTAR, App, Contender, MissingError
 from database import Place, PlaceError, prepared
 from measuring import GarbageError, Held, Times, checked, counted, held, profiled, requests, timed
 from report import (
@@ -33,9 +33,11 @@ from report import (
 
 VARIABLE = "TRANSEPT_BENCH_POSTGRES"
 USUAL = "postgresql://postgres@127.0.0.1:5432/postgres"
-PATHS = ["/nodb", "/read", "/write", *OVER_LITESTAR]
+PATHS = ["/nodb", "/read", "/write", *OVER_LITESTAR, *OVER_FLASK]
 BARE = {
     "/nodb": Against("bare", "bare Starlette"),
+    "/flask-nodb": Against("flask", "bare Flask"),
+    **dict.fromkeys(["/flask-read", "/flask-write"], Against("flask-by-hand", "by hand")),
     **dict.fromkeys(OVER_LITESTAR, Against("litestar", "bare Litestar")),
 }
 ADDED = ("litestar-transept", "litestar-advanced-alchemy")
@@ -78,7 +80,7 @@ class Bench:
             blocks = requests(self.apps, options.calls)
             times = await timed(blocks, rounds=options.rounds, clock=CLOCKS[options.clock])
             for path, name in self.apps:
-                if path == "/write":
+                if path.endswith("write"):
                     await self.count(name, before[name])
         return times
 
@@ -88,8 +90,8 @@ class Bench:
         for path in paths:
             for _ in range(WARM_UP):
                 await checked(app, path)
-        if "/write" in one.paths:
-            self.held[one.name] = await held(app, self.place, one.name)
+        if one.writes is not None:
+            self.held[one.name] = await held(app, self.place, one.name, one.writes)
         self.apps.update({(path, one.name): app for path in paths})
 
     async def count(self, name: str, before: int) -> None:

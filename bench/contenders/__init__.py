@@ -2,7 +2,8 @@
 
 Each has three paths that are timed, `/nodb`, `/read` and `/write`, and two that show whether it keeps the promise:
 `/refused` writes and answers 400, `/broken` writes what fails only at COMMIT and answers 201. Those over Litestar have
-two paths, and ask no database: `/litestar-session` has a session injected and does not use it.
+two paths, and ask no database: `/litestar-session` has a session injected and does not use it. Those over Flask have the
+same paths as the first, with `/flask-` before their names.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "BY_HAND",
     "CONTENDERS",
     "LIBRARIES",
+    "OVER_FLASK",
     "OVER_LITESTAR",
     "SQL_FIRST",
     "Contender",
@@ -57,6 +59,11 @@ class Contender:
     made_by: str
     paths: Sequence[str] = ("/nodb", "/read", "/write")
 
+    @property
+    def writes(self) -> str | None:
+        """The path that writes; None if there is none."""
+        return next((path for path in self.paths if path.endswith("write")), None)
+
     def app(self, place: Place) -> AbstractAsyncContextManager[App]:
         """Its app, started, with a pool of the size that the place says.
 
@@ -81,6 +88,7 @@ def imported(package: str, module: str) -> Any:
     return import_module(f"contenders.{module}")
 
 
+OVER_FLASK = ["/flask-nodb", "/flask-read", "/flask-write"]
 OVER_LITESTAR = ["/litestar-nodb", "/litestar-session"]
 
 BY_HAND = Contender("by-hand", "SQLAlchemy by hand", "sqlalchemy", "by_hand:by_hand")
@@ -108,6 +116,18 @@ CONTENDERS = [
         "litestar:advanced_alchemy",
         paths=OVER_LITESTAR,
     ),
+    Contender("flask", "bare Flask", "flask", "flask:bare", paths=["/flask-nodb"]),
+    Contender("flask-by-hand", "SQLAlchemy by hand, Flask", "flask", "flask:by_hand", paths=OVER_FLASK),
+    Contender("flask-transept", "Transept, Flask", "flask", "flask:transept", paths=OVER_FLASK),
+    Contender(
+        "flask-advanced-alchemy",
+        "Advanced Alchemy, Flask",
+        "advanced-alchemy",
+        "flask:advanced_alchemy",
+        paths=OVER_FLASK,
+    ),
+    Contender("flask-sqlalchemy", "Flask-SQLAlchemy", "flask-sqlalchemy", "flask:flask_sqlalchemy", paths=OVER_FLASK),
+    Contender("flask-sqlspec", "SQLSpec, Flask", "sqlspec", "flask:sqlspec", paths=OVER_FLASK),
 ]
 
 ASYNCPG = Contender("asyncpg", "asyncpg by hand", "asyncpg", "raw:by_hand", paths=["/read", "/write"])

@@ -17,15 +17,19 @@ __all__ = [
     "LOOP",
     "PLAIN",
     "NamedScope",
+    "Nowhere",
+    "Surroundings",
     "UnitScope",
     "after_commit",
     "after_rollback",
+    "current_scope",
     "current_unit",
     "doom",
     "is_context_initiated",
     "open_scope",
     "plain",
     "plain_host",
+    "surround",
 ]
 
 
@@ -55,7 +59,7 @@ class UnitScope:
     A copied context (a child task, a worker thread) holds the same scope, so it sees a unit end, or be replaced.
     """
 
-    __slots__ = ("closed", "outer", "unit")
+    __slots__ = ("closed", "outer", "unit", "within")
 
     host: Host
 
@@ -63,6 +67,7 @@ class UnitScope:
         self.unit: Unit | None = None
         self.closed = False
         self.outer = CURRENT.get()  # the scope that this one was made in
+        self.within: object = None if _around is None else _around.place()
 
     def origin(self) -> Gate:
         """The gate that the unit begins at."""
@@ -109,6 +114,7 @@ class NamedScope(UnitScope):
 
     def __init__(self, host: Host, name: str, *, reads_only: bool = False) -> None:
         super().__init__()
+        self.outer = current_scope()
         self.host = host
         self.name = name
         self._origin = NO_GATE if self.outer is None else self.outer.origin()
@@ -124,7 +130,29 @@ class NamedScope(UnitScope):
         return self.name
 
 
+class Surroundings(Protocol):
+    """Contexts that a framework has of its own, as Flask has: they, too, have units of work, made on demand."""
+
+    def place(self) -> object | None:
+        """The innermost of them, None outside of all. Asked often."""
+        ...
+
+    def scope_at(self, place: Any) -> UnitScope | None:
+        """The scope of this one, None if it has none and will have none."""
+        ...
+
+
+class Nowhere(UnitScope):
+    """Where no unit of work is to be current, though there is one further out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = True
+
+
 CURRENT: ContextVar[UnitScope | None] = ContextVar("transept_current", default=None)
+
+_around: Surroundings | None = None
 
 _opening = threading.Lock()  # threads of one request may ask at the same time; nobody holds it for long
 
@@ -139,13 +167,29 @@ def plain(host: Host) -> PlainHost | BridgeHost:
 
 def plain_host() -> PlainHost | BridgeHost:
     """Where a unit that plain code begins here settles: it may use async databases if the one around it may."""
-    scope = CURRENT.get()
+    scope = current_scope()
     return PLAIN if scope is None else plain(scope.host)
+
+
+def surround(surroundings: Surroundings) -> None:
+    """A framework with contexts of its own is in use. There can be one."""
+    global _around  # noqa: PLW0603 - set once, when the framework's extension is imported
+    _around = surroundings
+
+
+def current_scope() -> UnitScope | None:
+    """The innermost scope that this code runs in: of the context variable, or of a framework's own context."""
+    scope = CURRENT.get()
+    if _around is not None:
+        place = _around.place()
+        if place is not None and (scope is None or scope.within is not place):
+            return _around.scope_at(place)
+    return None if type(scope) is Nowhere else scope
 
 
 def open_scope() -> UnitScope | None:
     """The scope that this code runs in, unless it is over."""
-    scope = CURRENT.get()
+    scope = current_scope()
     return None if scope is None or scope.closed else scope
 
 
@@ -160,7 +204,7 @@ def current_unit() -> Unit:
     Raises:
         OutsideScope: there is none: no gate around this request, no `unit_of_work()` block, or it is over.
     """
-    scope = CURRENT.get()
+    scope = current_scope()
     if scope is None:
         raise OutsideScope(
             "there is no unit of work here. Inside a request the app's Transept (or gate) makes one; anywhere else "

@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, get_arg
 
 from transept._bridge import is_async, run_now
 from transept.block import INNERMOST, Block
-from transept.context import CURRENT, LOOP, PLAIN, NamedScope, UnitScope, open_scope, plain, plain_host
+from transept.context import CURRENT, LOOP, PLAIN, NamedScope, Nowhere, UnitScope, open_scope, plain, plain_host
 from transept.errors import IN_BLOCK, CommitFailed, ImproperConfigurationError, OutsideScope, UsageError, unknown_value
 from transept.hosts import BridgeHost, PlainHost, in_thread
 from transept.unit import Host, Unit
@@ -176,7 +176,7 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
                 f"transaction('never') inside {outer.describe()}, which has a transaction open: commit it first, or "
                 "do this work before or after it."
             )
-        self._token = CURRENT.set(None)
+        self._token = CURRENT.set(Nowhere())
 
     def _ended(self, unit: Unit, error: Error) -> Coroutine[Any, Any, None]:
         """What is to be awaited at the end of a unit of its own; the context of the caller is as it was before."""

@@ -195,6 +195,7 @@ class Request(UnitScope):
         self.unit = None
         self.closed = False
         self.outer = CURRENT.get()
+        self.within = None
         self.gate = gate
         self.scope = scope
         self.path: str = scope["path"]  # as it came: a framework may rewrite it

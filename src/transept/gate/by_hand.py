@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from contextvars import Token
 
-from transept.context import CURRENT, LOOP, NamedScope, UnitScope, open_scope
+from transept.context import CURRENT, LOOP, NamedScope, UnitScope, current_scope, open_scope
 from transept.database import Database
 from transept.errors import CommitFailed, ContextAlreadyInitiatedError, OutsideScope, inside_a_block
 from transept.gate.answer import always, outcome_of, report
@@ -105,7 +105,7 @@ async def close_all_sessions() -> None:
     Raises:
         UsageError: inside a block, whose end decides.
     """
-    scope = CURRENT.get()
+    scope = current_scope()
     if scope is not None:
         _refuse_inside_block(scope.unit, "close_all_sessions")
         await _close(scope)
@@ -119,7 +119,7 @@ async def _close(scope: UnitScope) -> None:
 
 def _unit(asks: str, before_commit: BeforeCommit | None = None) -> Unit | None:
     """The context's unit, if a session has been asked for, and this function may settle it."""
-    scope = CURRENT.get()
+    scope = current_scope()
     if scope is None:
         raise OutsideScope("there is no context here: init_db_session_ctx() begins one.")
     unit = scope.unit

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from transept._portal import Bridge
 from transept.block import Block
-from transept.context import CURRENT, LOOP
+from transept.context import LOOP, current_scope
 from transept.errors import (
     IN_BLOCK,
     CommitFailed,
@@ -606,5 +606,5 @@ class SQLHandle(Generic[S, C]):
 
 def _holder() -> str:
     """Who takes a connection, for those who wait for one."""
-    scope = CURRENT.get()
+    scope = current_scope()
     return "a session of its own" if scope is None else scope.describe()

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 from weakref import ref
 
-from transept.context import CURRENT, UnitScope
+from transept.context import UnitScope, current_scope
 from transept.errors import OutsideScope
 from transept.testing.errors import NestedInSandbox, SandboxBusy
 from transept.testing.site import call_site
@@ -129,7 +129,7 @@ class Turnstile:
 def _scopes() -> list[UnitScope]:
     """The scope of the code that runs, and those around it."""
     found = []
-    scope = CURRENT.get()
+    scope = current_scope()
     while scope is not None:
         found.append(scope)
         scope = scope.outer

@@ -10,7 +10,7 @@ from flask.json.provider import DefaultJSONProvider
 
 from transept._portal import Bridge
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
-from transept.context import CURRENT, PLAIN
+from transept.context import PLAIN, current_scope
 from transept.database import Database, Databases
 from transept.errors import ImproperConfigurationError, OutsideScope, UsageError
 from transept.extensions._base import Configs
@@ -186,11 +186,7 @@ class Transept(Configs):
         return Bridge(self._timeout)
 
     def _unit(self) -> Unit:
-        if CURRENT.get() is None and has_app_context():
-            tied = tied_to(current_app)
-            if tied is not None:  # the context was pushed before init_app
-                tied.begin_context()
-        scope = CURRENT.get()
+        scope = current_scope()
         if scope is not None:
             return scope.open()
         if has_app_context() and tied_to(current_app) is None:

@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import sys
-from contextvars import Token
-from typing import Any
 
-from transept.context import CURRENT, Gate, UnitScope, plain
+from transept.context import Gate, UnitScope, plain
 from transept.errors import UsageError
 from transept.gate.answer import always
-from transept.gate.wsgi import WSGIGate
+from transept.gate.served import ServingGate
 from transept.unit import Unit
 
-__all__ = ["ContextScope", "ended_well"]
+__all__ = ["ContextScope", "ended_well", "raised_meanwhile"]
 
 
 class ContextScope(UnitScope):
     """Its unit of work: kept at the end of the context, or rolled back if an error ended it."""
 
-    __slots__ = ("_around", "_gate", "_token", "host")
+    __slots__ = ("_gate", "around", "host")
 
-    def __init__(self, gate: WSGIGate) -> None:
+    def __init__(self, gate: ServingGate) -> None:
         super().__init__()
         self._gate = gate
         self.host = gate.host
-        self._around = sys.exc_info()[1]  # handled by the code that pushed it: none of its own
-        self._token: Token[Any] = CURRENT.set(self)
+        self.around = sys.exc_info()[1]  # being handled already
 
     def origin(self) -> Gate:
         return self._gate
 
     def describe(self) -> str:
         return "the app context"
-
-    def raised_meanwhile(self) -> BaseException | None:
-        """The error that ends the context, where nobody passes it on."""
-        error = sys.exc_info()[1]
-        return None if error is self._around else error
 
     def leave(self, error: BaseException | None) -> None:
         """The context ends."""
@@ -46,11 +38,6 @@ class ContextScope(UnitScope):
                 self._settle(unit, error)
         finally:
             self.end()
-            try:
-                CURRENT.reset(self._token)
-            except ValueError:  # it was pushed in another context than it is popped in, as fixtures do
-                if CURRENT.get() is self:
-                    CURRENT.set(None)
 
     def _settle(self, unit: Unit, error: BaseException | None) -> None:
         bridge = self.host.bridge
@@ -69,6 +56,12 @@ class ContextScope(UnitScope):
                 plain(self.host).run(unit.close())
             except Exception as failure:
                 error.add_note(f"transept: while rolling back {unit.name}: {failure!r}")
+
+
+def raised_meanwhile(scope: ContextScope) -> BaseException | None:
+    """The error that ends the context, where nobody passes it on, as older versions of click do not."""
+    error = sys.exc_info()[1]
+    return None if error is scope.around else error
 
 
 def ended_well(error: BaseException | None) -> bool:
