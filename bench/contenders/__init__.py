@@ -119,6 +119,7 @@ CONTENDERS = [
     Contender("flask", "bare Flask", "flask", "flask:bare", paths=["/flask-nodb"]),
     Contender("flask-by-hand", "SQLAlchemy by hand, Flask", "flask", "flask:by_hand", paths=OVER_FLASK),
     Contender("flask-transept", "Transept, Flask", "flask", "flask:transept", paths=OVER_FLASK),
+    Contender("flask-sql-first", "Transept, SQL-first, Flask", "psycopg", "flask:sql_first", paths=OVER_FLASK),
     Contender(
         "flask-advanced-alchemy",
         "Advanced Alchemy, Flask",

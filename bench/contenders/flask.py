@@ -163,6 +163,19 @@ async def flask_sqlalchemy(place: Place, name: str) -> AsyncIterator[App]:
 
 
 @asynccontextmanager
+async def sql_first(place: Place, name: str) -> AsyncIterator[App]:
+    adapter = import_module("transept.adapters.psycopg")
+    config = adapter.PsycopgSyncConfig(
+        pool_config={"conninfo": place.url, "min_size": 1, "max_size": place.pool}, commit_mode="autocommit"
+    )
+    db = import_module("transept.extensions.flask").Transept(config)
+    app = sql_app(db.get_session, place, name)
+    db.init_app(app)
+    yield over_wsgi(app)
+    db.close()
+
+
+@asynccontextmanager
 async def sqlspec(place: Place, name: str) -> AsyncIterator[App]:
     psycopg = import_module("sqlspec.adapters.psycopg")
     spec = import_module("sqlspec").SQLSpec()
@@ -172,6 +185,14 @@ async def sqlspec(place: Place, name: str) -> AsyncIterator[App]:
     )
     spec.add_config(config)
     db = import_module("sqlspec.extensions.flask").SQLSpecPlugin(spec)
+    app = sql_app(db.get_session, place, name)
+    db.init_app(app)
+    yield over_wsgi(app)
+    config.close_pool()
+
+
+def sql_app(session_of: Callable[[], Any], place: Place, name: str) -> Flask:
+    """The small app over a SQL-first session."""
     select, insert, insert_orphan = (
         statement.replace(":id", "%s").replace(":name", "%s")
         for statement in (place.select, place.insert, place.insert_orphan)
@@ -179,17 +200,15 @@ async def sqlspec(place: Place, name: str) -> AsyncIterator[App]:
     app = bare_app()
 
     def read() -> str:
-        found: str = db.get_session().select_value(select, 1)
+        found: str = session_of().select_value(select, 1)
         return found
 
     def writing(statement: str, status: int) -> tuple[str, int]:
-        db.get_session().execute(statement, name)
+        session_of().execute(statement, name)
         return "written", status
 
     app.get("/flask-read")(read)
     app.post("/flask-write", endpoint="write")(partial(writing, insert, 201))
     app.post("/flask-broken", endpoint="broken")(partial(writing, insert_orphan, 201))
     app.post("/flask-refused", endpoint="refused")(partial(writing, insert, 400))
-    db.init_app(app)
-    yield over_wsgi(app)
-    config.close_pool()
+    return app

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
@@ -52,7 +52,9 @@ class AlchemyHandle:
         self._seat.turn.release()
 
     async def check(self) -> None:
-        await self._run(self._check)
+        """Nothing is done where there is nothing to flush, to close, or to ask the server."""
+        if not (is_clean(self._session) and self._seat.sure()):
+            await self._run(self._check)
 
     async def commit(self) -> None:
         try:
@@ -109,8 +111,9 @@ class AlchemyHandle:
         """Objects keep what they have read: a body that streams them, a hook or a background task may still need it."""
         session = self._session
         expires, session.expire_on_commit = session.expire_on_commit, False
+        plain: Any = getattr(session, "transept_plain", Session)  # the turn is held, and no block is open
         try:
-            session.commit()
+            plain.commit(session)
         finally:
             session.expire_on_commit = expires
 
@@ -182,11 +185,6 @@ class AsyncHandle(AlchemyHandle):
     @property
     def session(self) -> AsyncSession:
         return self._async_session
-
-    async def check(self) -> None:
-        """Without the hop where there is nothing to wait for: nothing to flush, to close, or to ask the server."""
-        if not (is_clean(self._session) and self._seat.sure()):
-            await super().check()
 
     def for_plain_code(self, bridge: Bridge) -> PlainHandle:
         """The session inside, made one that plain code can use; all else of it is the same."""

@@ -367,8 +367,9 @@ def _after_begin(session: Any, transaction: SessionTransaction, connection: Conn
 
 def _before_commit(session: Any) -> None:
     """The app's own commits, too, fail when their transaction is gone. Also told of savepoints."""
-    if not session.in_nested_transaction():
-        session.transept_seat.check()
+    seat: Seat = session.transept_seat
+    if not (seat.turn.settling or session.in_nested_transaction()):
+        seat.check()
 
 
 def _after_flush(session: Any, context: Any) -> None:

@@ -35,7 +35,7 @@ __all__ = ["Tied", "tied_to"]
 
 SERVED = "transept.served"  # in the environ, while a request is under way: its scope, or that it needs none yet
 SCOPE = "transept_scope"  # on a context: its scope, or that it may have one
-INSIDE = "transept_inside"  # on an app context: the request context that it was made in
+AROUND = "transept_around"  # on a request context: the app context that was there before
 UNUSED: Any = object()
 NOTHING: Any = object()
 
@@ -59,19 +59,16 @@ class Tied:
         self.bridge = Bridge(timeout)
         self.host: PlainHost | BridgeHost = host_for(databases, self.bridge)
         self._wsgi_app: Any = app.wsgi_app
-        self._app_context: Any = app.app_context
         self._request_context: Any = app.request_context
         self._finalize: Any = app.finalize_request
         self._handle: Any = app.handle_user_exception
-        self._teardown: Any = app.do_teardown_appcontext
+        self._teardown: Any = None
         self._async_to_sync: Any = app.async_to_sync
         ways_around: dict[str, Any] = {
             "wsgi_app": self.wsgi_app,
-            "app_context": self.app_context,
             "request_context": self.request_context,
             "finalize_request": self.finalize_request,
             "handle_user_exception": self.handle_user_exception,
-            "do_teardown_appcontext": self.do_teardown_appcontext,
             "async_to_sync": self.async_to_sync,
         }
         for name, ours in ways_around.items():
@@ -130,29 +127,29 @@ class Tied:
     def finalize_request(self, *arguments: Any, **keywords: Any) -> Response:
         """Flask makes its response; then it is settled."""
         response: Response = self._finalize(*arguments, **keywords)
+        requests = _cv_request.get()
+        if requests.__dict__.get(SCOPE) is UNUSED and type(response.response) is list:
+            return response
         try:
-            self._settle(response)
+            self._settle(requests, response)
         except Exception as failure:
             _close(response, failure)
-            return self._answer(failure)
+            return self._answer(requests, failure)
         return response
 
-    def _answer(self, failure: Exception) -> Response:
+    def _answer(self, requests: RequestContext, failure: Exception) -> Response:
         """As an error of the view. What the handler does is settled in its turn, and an error there is not handled."""
         response: Response = self._finalize(self.app.handle_user_exception(failure))
         try:
-            self._settle(response)
+            self._settle(requests, response)
         except Exception as second:
             _close(response, second)
             raise
         return response
 
-    def _settle(self, response: Response) -> None:
-        requests = _cv_request.get()
+    def _settle(self, requests: RequestContext, response: Response) -> None:
         scope = requests.__dict__.get(SCOPE)
         if scope is UNUSED:
-            if isinstance(response.response, (list, tuple)):
-                return
             scope = self._asked(requests)
         status = response.status_code
         own = _cv_app.get().__dict__.get(SCOPE)
@@ -185,18 +182,15 @@ class Tied:
         context: RequestContext = self._request_context(environ)
         if SERVED in environ:
             context.__dict__[SCOPE] = UNUSED
-        return context
-
-    def app_context(self) -> AppContext:
-        """Each knows whether it was made inside a request, or is there for one."""
-        context: AppContext = self._app_context()
-        context.__dict__[INSIDE] = _cv_request.get(None)
+            around = _cv_app.get(None)
+            if around is not None:
+                context.__dict__[AROUND] = around
         return context
 
     def scope_of(self, context: AppContext) -> UnitScope:
         """The unit of work of the request that this app context is there for; else its own."""
         requests = _cv_request.get(None)
-        if requests is not None and requests is not context.__dict__.get(INSIDE):
+        if requests is not None and _is_of(context, requests):
             scope: Any = requests.__dict__.get(SCOPE)
             if scope is UNUSED and SERVED in requests.request.environ:
                 return self._asked(requests)
@@ -211,6 +205,9 @@ class Tied:
 
     def _own_scope(self, context: AppContext) -> ContextScope:
         own: ContextScope | None = context.__dict__.get(SCOPE)
+        if self._teardown is None:  # nothing before this needed it
+            self._teardown = self.app.do_teardown_appcontext
+            setattr(self.app, "do_teardown_appcontext", self.do_teardown_appcontext)  # noqa: B010 - of this app alone
         if own is None or (own.closed and context._cv_tokens):
             own = context.__dict__[SCOPE] = ContextScope(self)
             if not context._cv_tokens:  # it was popped: this code has outlived it
@@ -264,6 +261,12 @@ class FlaskContexts:
 
 
 surround(FlaskContexts())
+
+
+def _is_of(context: AppContext, requests: RequestContext) -> bool:
+    """Whether an app context is there for this request: it was pushed for it, or was there before."""
+    pushed = [made for _, made in requests._cv_tokens if made is not None]
+    return context in pushed if pushed else context is requests.__dict__.get(AROUND)
 
 
 def host_for(databases: Iterable[Database], bridge: Bridge) -> PlainHost | BridgeHost:
