@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from flask import Flask, current_app, has_app_context
 from flask.json.provider import DefaultJSONProvider
@@ -36,6 +38,9 @@ __all__ = [
     "Transept",
     "TranseptJSONProvider",
 ]
+
+
+_telling = threading.Lock()
 
 
 def __getattr__(name: str) -> Any:
@@ -71,6 +76,8 @@ class Transept(Configs):
     ) -> None:
         super().__init__(config)
         self._timeout = seconds_of("timeout", timeout)
+        self._ties: WeakSet[Tied] = WeakSet()
+        self._known = 0  # databases that those have been told of
         if app is not None:
             self.init_app(app)
 
@@ -94,6 +101,7 @@ class Transept(Configs):
                 app.json.default = also_records(app.json.default)
         else:
             tied.add(self._registry, self._timeout)
+        self._ties.add(tied)
 
     @property
     def config(self) -> list[Database]:
@@ -186,6 +194,8 @@ class Transept(Configs):
         return Bridge(self._timeout)
 
     def _unit(self) -> Unit:
+        if len(self._registry) != self._known:
+            self._tell_of_more()
         scope = current_scope()
         if scope is not None:
             return scope.open()
@@ -197,6 +207,13 @@ class Transept(Configs):
             "there is no app context here, so no unit of work that could keep anything: push one with "
             "`with app.app_context():`, or use `with db.with_session() as session:`."
         )
+
+    def _tell_of_more(self) -> None:
+        """A `Registry` was filled after `init_app`."""
+        with _telling:
+            for tied in tuple(self._ties):
+                tied.add(self._registry, self._timeout)
+            self._known = len(self._registry)
 
     def _refuse_raw(self, database: Database, colour: str) -> None:
         if not hasattr(database, "get_engine"):
