@@ -17,10 +17,11 @@ import types
 import warnings
 from collections.abc import Callable, Coroutine, Generator
 from concurrent import futures
+from contextlib import suppress
 from contextvars import Context, copy_context
 from time import perf_counter
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from transept.errors import BlockingCallWarning, LoopTimeout, UsageError
 
@@ -36,6 +37,12 @@ LIBRARIES = ("asyncio.", "selectors", "transept.", "concurrent.", "sqlalchemy.",
 logger = logging.getLogger("transept")
 
 
+class Exit(NamedTuple):
+    """A SystemExit or KeyboardInterrupt, which a task would end its loop with."""
+
+    error: BaseException
+
+
 class Errand(Generic[T]):
     """One coroutine that runs on the loop while a thread waits for it."""
 
@@ -44,12 +51,13 @@ class Errand(Generic[T]):
         self._work = work
         self._context = context
         self._sender = threading.current_thread().name
-        self._task: asyncio.Task[T] | None = None
+        self._task: asyncio.Task[T | Exit] | None = None
 
     def begin(self) -> None:
         """On the loop."""
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._work, name=f"for thread {self._sender}", context=self._context)
+        work = _without_exits(self._work)
+        name = f"for thread {self._sender}"
+        self._task = asyncio.get_running_loop().create_task(work, name=name, context=self._context)
         self._task.add_done_callback(self._end)
 
     def cancel(self) -> None:
@@ -57,13 +65,15 @@ class Errand(Generic[T]):
         if self._task is not None:
             self._task.cancel()
 
-    def _end(self, task: asyncio.Task[T]) -> None:
+    def _end(self, task: asyncio.Task[T | Exit]) -> None:
         if task.cancelled():
             self.done.set_exception(RuntimeError(f"{self._work!r} was cancelled on the background loop"))
         elif (failure := task.exception()) is not None:
             self.done.set_exception(failure)
+        elif isinstance(result := task.result(), Exit):
+            self.done.set_exception(result.error)
         else:
-            self.done.set_result(task.result())
+            self.done.set_result(result)
 
 
 class Portal:
@@ -113,19 +123,19 @@ class Portal:
         errand = Errand(work, copy_context() if context is None else context)
         loop = self._send(errand.begin)
         try:
-            return errand.done.result(seconds)
-        except futures.TimeoutError as timeout:
+            with suppress(futures.TimeoutError):  # of this wait: an error of the work is returned here
+                errand.done.exception(seconds)
             if errand.done.done():
-                raise
+                return errand.done.result()
             where = self._where()
-            loop.call_soon_threadsafe(errand.cancel)
-            futures.wait([errand.done], CANCEL_SECONDS)
-            raise LoopTimeout(what, seconds, where) from timeout
+            _cancel(loop, errand)
+            raise LoopTimeout(what, seconds, where)
         except BaseException:  # Ctrl-C, or a server that ends its worker
             if not errand.done.done():
-                loop.call_soon_threadsafe(errand.cancel)
-                futures.wait([errand.done], CANCEL_SECONDS)
+                _cancel(loop, errand)
             raise
+        finally:
+            del errand  # or its error, which has this frame, would keep it alive
 
     def leave(self, work: Coroutine[Any, Any, Any], what: str) -> None:
         """Run a coroutine on the loop, and wait for nothing. What it raises is logged."""
@@ -220,6 +230,13 @@ def watched(work: Coroutine[Any, Any, T], function: Any) -> Generator[Any, Any, 
             value, thrown = None, error
 
 
+async def _without_exits(work: Coroutine[Any, Any, T]) -> T | Exit:
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        return Exit(error)
+
+
 def _warn_of_held(function: Any, seconds: float) -> None:
     code = getattr(function, "__code__", None)
     if code is None or code in _warned:
@@ -232,6 +249,12 @@ def _warn_of_held(function: Any, seconds: float) -> None:
         code.co_filename,
         code.co_firstlineno,
     )
+
+
+def _cancel(loop: asyncio.AbstractEventLoop, errand: Errand[Any]) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and has cancelled it
+        loop.call_soon_threadsafe(errand.cancel)
+    futures.wait([errand.done], CANCEL_SECONDS)
 
 
 def _run(ready: futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:

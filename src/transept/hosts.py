@@ -102,7 +102,7 @@ class BridgeHost(LoopHost):
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run what a unit of work is asked to do, from plain code."""
-        return self.bridge.run(work)
+        return self.bridge.run(work, "the end of a unit of work")
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 from weakref import WeakSet
 
 from flask import Flask, current_app, has_app_context
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from transept.alchemy import SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
+    from transept.sql.connection import BlockingConnection
+    from transept.sql.session import BlockingSQLSession
+    from transept.sql.settings import BlockingSettings
 
 __all__ = [
     "AsyncSessionConfig",
@@ -113,7 +116,13 @@ class Transept(Configs):
         """Whether one of the databases is async."""
         return any(not database.blocking for database in self._registry)
 
-    def get_session(self, bind_key: Database | str | None = None) -> Any:
+    @overload
+    def get_session(self, bind_key: SQLAlchemySyncConfig) -> Session: ...
+    @overload
+    def get_session(self, bind_key: BlockingSettings) -> BlockingSQLSession: ...
+    @overload
+    def get_session(self, bind_key: Database | str | None = None) -> Any: ...
+    def get_session(self, bind_key: Any = None) -> Any:
         """The session of this database, the same object each time in one request or app context.
 
         It takes a connection with its first statement. In a request it is settled before the response is passed on,
@@ -128,7 +137,11 @@ class Transept(Configs):
         """
         return self._unit().session(self._registry.get(bind_key))
 
-    def get_connection(self, bind_key: Database | str | None = None) -> Any:
+    @overload
+    def get_connection(self, bind_key: BlockingSettings) -> BlockingConnection: ...
+    @overload
+    def get_connection(self, bind_key: Database | str | None = None) -> Any: ...
+    def get_connection(self, bind_key: Any = None) -> Any:
         """The driver's connection of a raw database, as a part of the same transaction; connects at first use.
 
         Raises:
@@ -174,7 +187,13 @@ class Transept(Configs):
             "which gives a plain Session there, or make this an `async def` view."
         )
 
-    def with_session(self, bind_key: Database | str | None = None) -> OwnUnit[Any]:
+    @overload
+    def with_session(self, bind_key: SQLAlchemySyncConfig) -> OwnUnit[Session]: ...
+    @overload
+    def with_session(self, bind_key: BlockingSettings) -> OwnUnit[BlockingSQLSession]: ...
+    @overload
+    def with_session(self, bind_key: Database | str | None = None) -> OwnUnit[Any]: ...
+    def with_session(self, bind_key: Any = None) -> OwnUnit[Any]:
         """``with db.with_session() as session``, or ``async with``: a new session in a unit of work of its own.
 
         Committed at a clean end of the block, else rolled back. It needs no app context.

@@ -62,13 +62,14 @@ class Tied:
         self._request_context: Any = app.request_context
         self._finalize: Any = app.finalize_request
         self._handle: Any = app.handle_user_exception
-        self._teardown: Any = None
+        self._teardown: Any = app.do_teardown_appcontext
         self._async_to_sync: Any = app.async_to_sync
         ways_around: dict[str, Any] = {
             "wsgi_app": self.wsgi_app,
             "request_context": self.request_context,
             "finalize_request": self.finalize_request,
             "handle_user_exception": self.handle_user_exception,
+            "do_teardown_appcontext": self.do_teardown_appcontext,
             "async_to_sync": self.async_to_sync,
         }
         for name, ours in ways_around.items():
@@ -205,9 +206,6 @@ class Tied:
 
     def _own_scope(self, context: AppContext) -> ContextScope:
         own: ContextScope | None = context.__dict__.get(SCOPE)
-        if self._teardown is None:  # nothing before this needed it
-            self._teardown = self.app.do_teardown_appcontext
-            setattr(self.app, "do_teardown_appcontext", self.do_teardown_appcontext)  # noqa: B010 - of this app alone
         if own is None or (own.closed and context._cv_tokens):
             own = context.__dict__[SCOPE] = ContextScope(self)
             if not context._cv_tokens:  # it was popped: this code has outlived it
