@@ -15,10 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / os.environ.get("UV_PROJECT_ENVIRONMENT", ".venv")
 BIN = "Scripts" if os.name == "nt" else "bin"
+FLASK = ("library",)  # of the examples; the others are served by uvicorn
 HELP = """usage: python3 run.py COMMAND [ARGUMENT...]
 
   demo     run examples/orders/demo.py
-  example  serve an app of examples/: NAME, then arguments of uvicorn, such as --port 8001
+  example  serve an app of examples/: NAME, then arguments of its server, such as --port 8001
   test     run the tests with pytest; --nothing-left-out also starts missing servers and fails on a skipped test
   check    formatting, lint, types and import layers
   bench    measure what requests and SQL-first sessions cost, here and elsewhere; or one of them: request, sql
@@ -51,9 +52,10 @@ def example(arguments: list[str]) -> int:
         print(f"run.py: example needs a name; there are {', '.join(names)}", file=sys.stderr)
         return 2
     name, *rest = arguments
-    environment("--extra", "demo")
-    environment("--extra", "fastapi")
-    environment("--extra", "litestar")
+    for extra in ("demo", "fastapi", "litestar", "flask"):
+        environment("--extra", extra)
+    if name in FLASK:
+        return run("python", "-m", "flask", "--app", f"examples/{name}/app", "run", *rest)
     return run("python", "-m", "uvicorn", "--app-dir", "examples", f"{name}.app:app", *rest)
 
 

@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import date, timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from flask.testing import FlaskClient, FlaskCliRunner
 from litestar.testing import TestClient as LitestarClient
 from servers import started
 from servers.server import NoServerError, Server
@@ -70,6 +72,14 @@ class Look:
             return
         others = "SELECT pid, state, query FROM pg_stat_activity WHERE state LIKE 'idle in%' AND datname = "
         assert self.ask(f"{others} current_database()") == []
+
+
+class Library(NamedTuple):
+    """The example on Flask: by HTTP, by the command line, and its database."""
+
+    client: FlaskClient
+    runner: FlaskCliRunner
+    look: Look
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -328,6 +338,82 @@ def test_bids_are_streamed(auction: tuple[LitestarClient[Any], Look]) -> None:
     look.nobody_is_in_the_way()
 
 
+@pytest.fixture(params=["sqlite", "sqlite+aiosqlite"])
+def library(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
+    """A client of the library with one book, over a sync or an async driver, and a second connection."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setenv("EXAMPLE_DATABASE", f"{request.param}:///{tmp_path / 'example.db'}")
+    sys.modules.pop("library.app", None)
+
+    def ask(sql: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(tmp_path / "example.db", timeout=0)) as connection:
+            return connection.execute(sql).fetchall()
+
+    module = import_module("library.app")
+    client = module.app.test_client()
+    assert client.post("/books", json={"title": "Emma", "copies": 2}).json == {"id": 1, "title": "Emma", "copies": 2}
+    yield Library(client, module.app.test_cli_runner(), Look("sqlite", ask))
+    module.db.close()
+    sys.modules.pop("library.app", None)
+
+
+def test_a_loan_is_kept_and_taken_back(library: Library) -> None:
+    client, _, look = library
+    for reader in ("ada", "bob"):
+        told = client.post("/loans", json={"book_id": 1, "reader": reader})
+        assert told.status_code == 201
+        assert told.json["due"] == (date.today() + timedelta(days=28)).isoformat()
+    assert client.get("/books/1").json == {"title": "Emma", "readers": ["ada", "bob"]}
+    assert client.get("/books").json == [{"id": 1, "title": "Emma", "there": 0}]
+    assert client.post("/loans/1/return").status_code == 204
+    assert client.get("/books").json == [{"id": 1, "title": "Emma", "there": 1}]
+    assert client.get("/books/2").status_code == client.post("/loans/7/return").status_code == 404
+    assert look.ask("SELECT reader FROM loans WHERE returned IS NULL") == [("bob",)]
+    look.nobody_is_in_the_way()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/loans", {"book_id": 1, "reader": "carl"}, 409),  # written before it was found to be one too many
+        ("/loans", {"book_id": 7, "reader": "carl"}, 409),  # there is no such book, which shows at COMMIT
+        ("/loans", {"book_id": 1}, 422),
+        ("/books", {"title": "Emma"}, 409),
+        ("/books", {"title": "Ulysses", "copies": 0}, 409),
+    ],
+)
+def test_what_a_library_refuses_is_not_kept(library: Library, path: str, body: dict[str, Any], status: int) -> None:
+    client, _, look = library
+    for reader in ("ada", "bob"):
+        client.post("/loans", json={"book_id": 1, "reader": reader})
+    assert client.post(path, json=body).status_code == status
+    assert look.ask("SELECT reader FROM loans ORDER BY id") == [("ada",), ("bob",)]
+    assert look.ask("SELECT title FROM books") == [("Emma",)]
+    look.nobody_is_in_the_way()
+
+
+def test_loans_are_streamed(library: Library) -> None:
+    client, _, look = library
+    for reader in ("ada", 'bob "the reader"'):
+        client.post("/loans", json={"book_id": 1, "reader": reader})
+    due = date.today() + timedelta(days=28)
+    told = client.get("/loans.csv").text.splitlines()
+    assert told == ["title,reader,due,returned", f"Emma,ada,{due},", f'Emma,"bob ""the reader""",{due},']
+    look.nobody_is_in_the_way()
+
+
+def test_a_command_adds_all_books_or_none(library: Library, tmp_path: Path) -> None:
+    _, runner, look = library
+    books = tmp_path / "books.csv"
+    books.write_text("title,copies\nUlysses,1\nDune,3\n")
+    done = runner.invoke(args=["add-books", str(books)])
+    assert (done.exit_code, done.output) == (0, "3 books\n")
+    books.write_text("title,copies\nPersuasion,1\nMiddlemarch,some\n")
+    assert runner.invoke(args=["add-books", str(books)]).exit_code == 1
+    assert look.ask("SELECT title, copies FROM books") == [("Emma", 2), ("Ulysses", 1), ("Dune", 3)]
+    look.nobody_is_in_the_way()
+
+
 def wait_for(holds: Callable[[], bool], seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while not holds():
@@ -350,6 +436,6 @@ def test_an_example_that_is_not_there_is_not_run() -> None:
         encoding="utf-8",
         check=False,
     )
-    names = "auction, context_asgi, context_fastapi, context_starlette, orders, sql_first"
+    names = "auction, context_asgi, context_fastapi, context_starlette, library, orders, sql_first"
     told = f"run.py: example needs a name; there are {names}\n"
     assert (run.returncode, run.stderr) == (2, told)
