@@ -1344,7 +1344,7 @@ async def a_block_commits_on_a_clean_exit_and_rolls_back_on_an_error(world: Worl
 
     async def write(v: int, *, fail: bool) -> None:
         if world.family.blocking:
-            with unit_of_work() as unit:
+            with world.outside(), unit_of_work() as unit:
                 await world.family.run(unit.session(database), f"INSERT INTO held VALUES ({v})")
                 if fail:
                     raise Boom

@@ -10,6 +10,13 @@ import pytest
 
 OUTCOMES: dict[tuple[str, str], str] = {}
 NODE = re.compile(r"test_contract\[(?P<cell>.+)-(?P<case>\w+)\]$")
+SERVED = (
+    "The servers' columns (`flask-gunicorn-sync`, `flask-gunicorn-gthread`, `flask-waitress`) are asked over a socket: "
+    "what the client is told is read there, and the database is looked at where the app hands each message over to the "
+    "server. A client that leaves half way is not in them, because a server notices that only when it writes again: "
+    "`tests/flask/test_flask_servers.py` has it, and gunicorn with its master process, too. In `flask-async` a cursor "
+    "that an `async def` view has opened cannot be read by its body, which is plain code."
+)
 SIGNS = {"passed": "+", "failed": "X", "skipped": "?"}
 
 
@@ -64,6 +71,8 @@ def markdown() -> str:
         "",
         "Written by `python3 run.py test tests/contract --matrix docs/reference/contract.md`. "
         "✓ holds, ✗ does not, · does not apply there.",
+        "",
+        SERVED,
         "",
         head,
         "|---|" + ":-:|" * len(columns),

@@ -22,7 +22,9 @@ from contract.families.raw_psycopg import RawPsycopgAsync, RawPsycopgSync
 from contract.families.raw_sqlite3 import RawSqlite3
 from contract.frameworks.context import ContextFramework
 from contract.frameworks.fastapi import FastAPIFramework
+from contract.frameworks.flask import AsyncFlaskFramework, FlaskClientFramework, FlaskFramework
 from contract.frameworks.litestar import CoveredLitestarFramework, LitestarFramework, MountedLitestarFramework
+from contract.frameworks.served import SERVED
 from contract.frameworks.starlette import StarletteFramework
 from contract.frameworks.units import OWN_UNITS
 from contract.frameworks.wsgi import WSGIFramework
@@ -36,6 +38,10 @@ FRAMEWORKS: list[Any] = [
     MountedLitestarFramework,
     ContextFramework,
     WSGIFramework,
+    FlaskFramework,
+    AsyncFlaskFramework,
+    FlaskClientFramework,
+    *SERVED,
     *OWN_UNITS,
 ]
 FAMILIES: list[Any] = [
@@ -64,16 +70,20 @@ def cells() -> Iterator[tuple[str, Any, Any, str, str]]:
         for family in FAMILIES:
             if not framework().takes(family):
                 continue
+            seen = getattr(framework(), "seen", lambda family: family)(family)
             for engine, drivers in family.drivers.items():
                 for driver in drivers:
-                    if (engine, driver) in getattr(framework, "leaves_out", ()):
+                    column = family.name, engine, driver
+                    if column[1:] in getattr(framework, "leaves_out", ()):
+                        continue
+                    if column not in getattr(framework, "columns", {column}):
                         continue
                     name = f"{framework.name}/{family.name}/{engine}" + (f"/{driver}" if len(drivers) > 1 else "")
-                    yield name, framework, family, engine, driver
+                    yield name, framework, seen, engine, driver
 
 
 def applies(case: Case, framework: Any, family: Any, engine: str) -> bool:
-    if case.name not in getattr(framework, "cases", {case.name}):
+    if case.name not in getattr(framework, "cases", {case.name}) or case.name in getattr(framework, "lacks", ()):
         return False
     can = framework.can | family.can | CAN[engine] | {"blocking" if family.blocking else "awaiting"}
     return case.needs <= can and not case.lacks & can

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 from servers.proxy import FaultProxy
@@ -90,6 +90,11 @@ class World:
     def held(self) -> list[int]:
         return list(self.engine.held())
 
+    def outside(self) -> AbstractContextManager[Any]:
+        """Where code runs that no request has."""
+        outside: Any = getattr(self.framework, "outside", None)
+        return nullcontext() if outside is None else outside(self.databases)
+
     async def pause(self, seconds: float) -> None:
         """Let time pass for others."""
         if self.family.blocking:
@@ -105,7 +110,7 @@ class World:
             assert self.engine.open_transactions() == 0, "a transaction is open"
         finally:
             for database in self.databases:
-                await database.stop()
+                await self.family.stop(database)
 
 
 class Context:

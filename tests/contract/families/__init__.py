@@ -42,6 +42,9 @@ class Family(Protocol):
     def cursor(self, session: Any, sql: str) -> Any:
         """An awaitable that opens a server-side cursor and returns an async iterator of its first column."""
 
+    async def stop(self, database: Any) -> None:
+        """Close what it has opened."""
+
     def checked_out(self, database: Any) -> int:
         """How many connections are out of the pool, in the event loop that runs."""
 

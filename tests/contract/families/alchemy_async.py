@@ -61,5 +61,8 @@ class AlchemyAsync:
 
         return rows()
 
+    async def stop(self, database: Any) -> None:
+        await database.stop()
+
     def checked_out(self, database: Any) -> int:
         return int(database.get_engine().pool.checkedout())

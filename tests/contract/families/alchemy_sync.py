@@ -60,5 +60,8 @@ class AlchemySync:
 
         return rows()
 
+    async def stop(self, database: Any) -> None:
+        await database.stop()
+
     def checked_out(self, database: Any) -> int:
         return int(database.get_engine().pool.checkedout())

@@ -16,6 +16,9 @@ class RawFamily:
     late_error = SQLError
     statement_error = SQLError
 
+    async def stop(self, database: Any) -> None:
+        await database.stop()
+
 
 class AwaitedSQL(RawFamily):
     """`SQLSession`."""
