@@ -23,6 +23,7 @@ from transept.adapters.pymysql import PyMysqlConfig
 from transept.adapters.sqlite import SqliteConfig
 from transept.alchemy import SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
 from transept.database import Databases
+from transept.extensions import flask
 from transept.extensions.litestar._config import LitestarKeys
 from transept.sql.result import Result
 from transept.sql.session import BlockingSQLSession, SQLSession
@@ -149,7 +150,12 @@ def test_the_reference_has_every_name() -> None:
 
 @pytest.mark.parametrize(
     ("heading", "classes"),
-    [("SQL-first sessions", [SQLSession, BlockingSQLSession]), ("`Result`", [Result]), ("`Registry`", [Registry])],
+    [
+        ("SQL-first sessions", [SQLSession, BlockingSQLSession]),
+        ("`Result`", [Result]),
+        ("`Registry`", [Registry]),
+        ("`Transept` for Flask", [flask.Transept]),
+    ],
 )
 def test_the_reference_has_every_member(heading: str, classes: list[type]) -> None:
     named = first_words(sections(ROOT / "docs/reference/api.md")[heading])
