@@ -208,26 +208,30 @@ class Bridge:
 
 @types.coroutine
 def watched(work: Coroutine[Any, Any, T], function: Any) -> Generator[Any, Any, T]:
-    """Run a coroutine, and warn if it holds the loop: naming the function that it is of, once for each."""
+    """Run a coroutine, and warn at its end if it held the loop: naming the function that it is of, once for each."""
     value: Any = None
     thrown: BaseException | None = None
-    while True:
-        began = perf_counter()
-        try:
-            waits_for = work.send(value) if thrown is None else work.throw(thrown)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        finally:
-            if perf_counter() - began > HELD_SECONDS:
-                _warn_of_held(function, perf_counter() - began)
-        try:
-            value, thrown = (yield waits_for), None
-        except GeneratorExit:
-            work.close()
-            raise
-        except BaseException as error:
-            value, thrown = None, error
+    held = 0.0
+    try:
+        while True:
+            began = perf_counter()
+            try:
+                waits_for = work.send(value) if thrown is None else work.throw(thrown)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            finally:
+                held = max(held, perf_counter() - began)
+            try:
+                value, thrown = (yield waits_for), None
+            except GeneratorExit:
+                work.close()
+                raise
+            except BaseException as error:
+                value, thrown = None, error
+    finally:
+        if held > HELD_SECONDS:
+            _warn_of_held(function, held)
 
 
 async def _without_exits(work: Coroutine[Any, Any, T]) -> T | Exit:

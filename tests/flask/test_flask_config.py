@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from werkzeug.test import Client
 
-from transept import ImproperConfigurationError, OutsideScope, Registry, UsageError, db_session
+from transept import BlockingCallWarning, ImproperConfigurationError, OutsideScope, Registry, UsageError, db_session
 from transept.adapters.aiosqlite import AiosqliteConfig
 from transept.extensions import flask as extension
 from transept.extensions.flask import EngineConfig, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig, Transept
@@ -177,7 +178,7 @@ def test_another_timeout_on_one_app_is_refused():
 
 
 def test_the_same_object_again_does_nothing(file_site: Site):
-    ways = {name: vars(file_site.app)[name] for name in ("wsgi_app", "finalize_request", "handle_user_exception")}
+    ways = {name: vars(file_site.app)[name] for name in ("wsgi_app", "finalize_request", "handle_exception")}
     file_site.db.init_app(file_site.app)
     assert {name: vars(file_site.app)[name] for name in ways} == ways
 
@@ -539,6 +540,29 @@ def test_the_loop_goes_with_the_last_that_uses_it(file: File, other_file: File):
         second.close()
         assert loops() == 0
         assert (file.held(), other_file.held()) == ([1], [1, 2])
+
+
+# Warnings
+
+
+def test_a_warning_that_is_an_error_comes_when_the_view_has_ended(file: File):
+    """It says that the view held the loop; half of a view would hold more than that."""
+    with site_of(file, file.config()) as site:
+        ended: list[bool] = []
+
+        @site.view
+        async def view():
+            await site.db.get_session().execute(insert(1))
+            time.sleep(0.3)  # noqa: ASYNC251 - what is warned of
+            await site.db.get_session().execute(insert(2))
+            ended.append(True)
+            return "made", 201
+
+        site.app.register_error_handler(BlockingCallWarning, lambda warning: (str(warning), 418))
+        response = site.post()
+        assert (response.status_code, ended, site.held()) == (418, [True], [])
+        assert "view held the background loop for 0.3" in response.text
+        assert (site.post().status_code, site.held()) == (201, [1, 2])
 
 
 # DBConnect
