@@ -1,9 +1,21 @@
-"""A teardown function that raises: the answer stands, and what the teardown did does not."""
+"""What teardown functions write is kept; one that raises changes no answer, and what it wrote is not kept."""
 
 from __future__ import annotations
 
 import pytest
 from flask_site import Site
+
+
+def test_what_a_teardown_writes_after_a_view_without_a_session_is_kept(site: Site):
+    @site.view
+    def view():
+        return "nothing to write", 409
+
+    @site.app.teardown_request
+    def writes(error: BaseException | None):
+        site.add(1)
+
+    assert (site.post().status_code, site.held()) == (409, [1])
 
 
 def test_what_a_failing_teardown_wrote_is_rolled_back(site: Site, caplog: pytest.LogCaptureFixture):

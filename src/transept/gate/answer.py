@@ -12,7 +12,7 @@ from transept.errors import CommitInDoubt, DatabaseUnavailable, LoopTimeout, Ope
 from transept.policy import Policy
 from transept.unit import Settled, Unit
 
-__all__ = ["READING_METHODS", "always", "answer_to", "at_start", "between_chunks", "outcome_of", "report"]
+__all__ = ["READING_METHODS", "always", "answer_to", "at_start", "between_chunks", "never", "outcome_of", "report"]
 
 logger = logging.getLogger("transept")
 
@@ -31,6 +31,10 @@ def outcome_of(status: int) -> Callable[[Database | None], bool]:
 
 def always(database: Database | None) -> bool:
     return True
+
+
+def never(database: Database | None) -> bool:
+    return False
 
 
 def between_chunks(database: Database, handle: Handle) -> bool:

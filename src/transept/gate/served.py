@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from transept._portal import Bridge
 from transept.context import CURRENT, Gate, UnitScope
 from transept.errors import CommitInDoubt, LoopTimeout
-from transept.gate.answer import READING_METHODS, always, at_start, between_chunks, outcome_of, report
+from transept.gate.answer import READING_METHODS, always, at_start, between_chunks, never, outcome_of, report
 from transept.hosts import BridgeHost, PlainHost
 from transept.settling import Settled, Spare
 from transept.unit import Unit
@@ -95,6 +95,15 @@ class Served(UnitScope):
                 self.plain.run(unit.settle(always, at_start(status)))
             except Exception:
                 logger.exception("%s: what came after its response could not be kept", self.describe())
+
+    def roll_back(self, error: BaseException) -> None:
+        """What a framework's teardown has left open when it failed."""
+        unit = self.unit
+        if unit is not None and unit.has_to_settle():
+            try:
+                self.plain.run(unit.settle(never))
+            except Exception as failure:
+                error.add_note(f"transept: while rolling back {unit.name}: {failure!r}")
 
     def before_chunk(self, data: bytes) -> bool:
         """Settle between chunks; whether a client that counts bytes has the whole body with this one."""

@@ -10,6 +10,7 @@ Rule 4: a request that asks for no session costs a few function calls: all else 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Tied", "tied_to"]
 
-SERVED = "transept.served"  # in the environ, while a request is under way: its scope, or that it needs none yet
-SCOPE = "transept_scope"  # on a context: its scope, or that it may have one
+SERVED = "transept.served"  # in the environ, and on its contexts: the request that is under way
+SCOPE = "transept_scope"  # on an app context: its own scope
 AROUND = "transept_around"  # on a request context: the app context that was there before
-UNUSED: Any = object()
 NOTHING: Any = object()
 
 
@@ -45,8 +45,16 @@ class Asked(Served):
 
     def __init__(self, gate: Tied, environ: WSGIEnvironment) -> None:
         super().__init__(gate, environ)
-        self.response: Response | None = None  # once it is settled
         self.kept = False  # something of it, as far as its status says
+
+
+class UnderWay:
+    """A request that Flask answers now. Middleware may copy its environ, and not this."""
+
+    environ: WSGIEnvironment
+    asked: Asked | None = None
+    response: Response | None = None  # once it is settled
+    over = False  # for Flask; its body may be sent now
 
 
 class Tied:
@@ -61,14 +69,14 @@ class Tied:
         self._wsgi_app: Any = app.wsgi_app
         self._request_context: Any = app.request_context
         self._finalize: Any = app.finalize_request
-        self._handle: Any = app.handle_user_exception
+        self._handle: Any = app.handle_exception
         self._teardown: Any = app.do_teardown_appcontext
         self._async_to_sync: Any = app.async_to_sync
         ways_around: dict[str, Any] = {
             "wsgi_app": self.wsgi_app,
             "request_context": self.request_context,
             "finalize_request": self.finalize_request,
-            "handle_user_exception": self.handle_user_exception,
+            "handle_exception": self.handle_exception,
             "do_teardown_appcontext": self.do_teardown_appcontext,
             "async_to_sync": self.async_to_sync,
         }
@@ -90,118 +98,133 @@ class Tied:
 
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """The app; and then what a body does that is made while it is sent."""
-        environ[SERVED] = UNUSED
+        outer = environ.get(SERVED)  # of another app, which calls this one
+        under_way = environ[SERVED] = UnderWay()
+        under_way.environ = environ
         try:
             body: Iterable[bytes] = self._wsgi_app(environ, start_response)
         except BaseException as error:
-            body = self._raised(environ.get(SERVED, UNUSED), error)
-        served = environ.pop(SERVED, UNUSED)
-        return body if served is UNUSED else self._served(served, body)
+            body = self._raised(under_way, error)
+        finally:
+            under_way.over = True
+            environ[SERVED] = outer
+        return body if under_way.asked is None else self._served(under_way.asked, under_way.response, body)
 
-    def _raised(self, served: Any, error: BaseException) -> Iterable[bytes]:
+    def _raised(self, under_way: UnderWay, error: BaseException) -> Iterable[bytes]:
         """An error of the teardown, after work was kept, does not make that an error."""
-        if served is UNUSED:
+        asked, response = under_way.asked, under_way.response
+        if asked is None:
             raise error
-        served.close_unit(error)
-        if served.response is not None and served.kept and isinstance(error, Exception) and not _propagates(self.app):
-            self.app.logger.exception("%s answered, and kept its work; its teardown failed", served.describe())
-            return served.response.get_app_iter(served.environ)  # type: ignore[no-any-return]
-        served.end()
+        if response is not None and asked.kept and isinstance(error, Exception) and not _propagates(self.app):
+            asked.roll_back(error)
+            with suppress(Exception):  # an error of the response itself, then
+                body = response.get_wsgi_response(asked.environ)[0]
+                self.app.logger.exception("%s answered, and kept its work; its teardown failed", asked.describe())
+                return body
+        asked.close_unit(error)
+        asked.end()
         raise error
 
-    def _served(self, served: Asked, body: Iterable[bytes]) -> Iterable[bytes]:
-        response = served.response
+    def _served(self, asked: Asked, response: Response | None, body: Iterable[bytes]) -> Iterable[bytes]:
         if response is None:  # middleware inside has answered
-            served.close_unit(None)
+            asked.close_unit(None)
         else:
-            served.keep_what_came_between(response.status_code)
-            if not isinstance(response.response, (list, tuple)):
+            asked.keep_what_came_between(response.status_code)
+            if not _is_all_there(response):
+                asked.status = response.status_code
                 left = response.headers.get("content-length")
-                served.left = None if left is None else int(left)
-                sent = Body(served, body)
+                asked.left = None if left is None else int(left)
+                sent = Body(asked, body)
                 sent.begin()
                 return sent
-            served.finish()
-        served.end()
+            asked.finish()
+        asked.end()
         return body
 
     def finalize_request(self, *arguments: Any, **keywords: Any) -> Response:
         """Flask makes its response; then it is settled."""
         response: Response = self._finalize(*arguments, **keywords)
-        requests = _cv_request.get()
-        if requests.__dict__.get(SCOPE) is UNUSED and type(response.response) is list:
+        under_way: UnderWay | None = _cv_request.get().__dict__.get(SERVED)
+        if under_way is None:
+            self._settle_test(response)
             return response
+        _cv_app.get().__dict__[SERVED] = under_way  # for its teardown, when the request context is gone
         try:
-            self._settle(requests, response)
+            self._settle(under_way, response)
         except Exception as failure:
             _close(response, failure)
-            return self._answer(requests, failure)
+            response = self._answer(under_way, failure)
         return response
 
-    def _answer(self, requests: RequestContext, failure: Exception) -> Response:
+    def _answer(self, under_way: UnderWay, failure: Exception) -> Response:
         """As an error of the view. What the handler does is settled in its turn, and an error there is not handled."""
         response: Response = self._finalize(self.app.handle_user_exception(failure))
         try:
-            self._settle(requests, response)
+            self._settle(under_way, response)
         except Exception as second:
             _close(response, second)
             raise
         return response
 
-    def _settle(self, requests: RequestContext, response: Response) -> None:
-        scope = requests.__dict__.get(SCOPE)
-        if scope is UNUSED:
-            scope = self._asked(requests)
-        status = response.status_code
-        own = _cv_app.get().__dict__.get(SCOPE)
-        if isinstance(scope, Asked):
-            used = () if scope.unit is None else scope.unit.handles()
-            scope.status = status
-            scope.settle(status, at_start(status))
-            scope.response = response
-            scope.kept = any(database.policy.keeps(status) for database, _ in used)
-        elif own is not None and own.unit is not None and own.unit.has_to_settle():  # in a test_request_context
+    def _settle(self, under_way: UnderWay, response: Response) -> None:
+        asked = under_way.asked
+        if asked is None and not _is_all_there(response):
+            asked = self._asked(under_way)
+        if asked is not None:
+            used = () if asked.unit is None else asked.unit.handles()
+            status = asked.status = response.status_code
+            asked.settle(status, at_start(status))
+            asked.kept = any(database.policy.keeps(status) for database, _ in used)
+        under_way.response = response
+
+    def _settle_test(self, response: Response) -> None:
+        """In a test_request_context, the work is its app context's."""
+        own: ContextScope | None = _cv_app.get().__dict__.get(SCOPE)
+        if own is not None and own.unit is not None and own.unit.has_to_settle():
+            status = response.status_code
             plain(own.host).run(own.unit.settle(outcome_of(status), at_start(status)))
 
-    def handle_user_exception(self, *arguments: Any, **keywords: Any) -> Any:
-        """Where no handler takes it, an outcome in doubt and a database that is down are 503, as an HTTP error is."""
-        try:
-            return self._handle(*arguments, **keywords)
-        except Exception as failure:
-            answer = answer_to(failure)
-            if answer is None or failure not in arguments:
-                raise
-            self.app.logger.error("%s %s: %s", request.method, request.path, failure, exc_info=failure)
-            said = ServiceUnavailable(answer.body.decode(), retry_after=_retry_after(answer.more))
-            said.__cause__ = failure
-            return self._handle(*(said if one is failure else one for one in arguments), **keywords)
+    def handle_exception(self, error: Exception) -> Response:
+        """Where no handler took it, an outcome in doubt and a database that is down are 503, as an HTTP error is."""
+        answer = answer_to(error)
+        if answer is None:
+            handled: Response = self._handle(error)
+            return handled
+        self.app.logger.error("%s %s: %s", request.method, request.path, error, exc_info=error)
+        said = ServiceUnavailable(answer.body.decode(), retry_after=_retry_after(answer.more))
+        said.__cause__ = error
+        return self.app.finalize_request(self.app.handle_http_exception(said), from_error_handler=True)
 
     # Contexts.
 
     def request_context(self, environ: WSGIEnvironment) -> RequestContext:
         """Of a request under way, or of a test, which sends none."""
         context: RequestContext = self._request_context(environ)
-        if SERVED in environ:
-            context.__dict__[SCOPE] = UNUSED
-            around = _cv_app.get(None)
+        around = _cv_app.get(None)
+        under_way: UnderWay | None = environ.get(SERVED)
+        if under_way is not None and not under_way.over:
+            context.__dict__[SERVED] = under_way
             if around is not None:
                 context.__dict__[AROUND] = around
+        elif around is not None and (outer := _cv_request.get(None)) is not None and _is_of(around, outer):
+            around.__dict__[SERVED] = outer.__dict__.get(SERVED)  # a test's inside it, which shares its app context
         return context
 
     def scope_of(self, context: AppContext) -> UnitScope:
         """The unit of work of the request that this app context is there for; else its own."""
         requests = _cv_request.get(None)
-        if requests is not None and _is_of(context, requests):
-            scope: Any = requests.__dict__.get(SCOPE)
-            if scope is UNUSED and SERVED in requests.request.environ:
-                return self._asked(requests)
-            if isinstance(scope, Asked) and not (scope.closed and context._cv_tokens):
-                return scope
+        inside = requests is not None and _is_of(context, requests)
+        under_way: UnderWay | None = (requests if inside else context).__dict__.get(SERVED)
+        if under_way is not None and (inside or not under_way.over):
+            asked = under_way.asked
+            if asked is None and not under_way.over:
+                return self._asked(under_way)
+            if asked is not None and not (asked.closed and context._cv_tokens):
+                return asked
         return self._own_scope(context)
 
-    def _asked(self, requests: RequestContext) -> Asked:
-        environ = requests.request.environ
-        asked = requests.__dict__[SCOPE] = environ[SERVED] = Asked(self, environ)
+    def _asked(self, under_way: UnderWay) -> Asked:
+        asked: Asked = under_way.__dict__.setdefault("asked", Asked(self, under_way.environ))  # one, of two threads
         return asked
 
     def _own_scope(self, context: AppContext) -> ContextScope:
@@ -222,7 +245,7 @@ class Tied:
                 own.leave(failure)
             raise
         own = context.__dict__.get(SCOPE)
-        if own is not None and not own.closed:
+        if isinstance(own, ContextScope) and not own.closed:
             given = next((one for one in (*arguments, *keywords.values()) if isinstance(one, BaseException)), None)
             error = given or raised_meanwhile(own)
             own.leave(None if ended_well(error) else error)
@@ -288,6 +311,11 @@ def _take_over(context: Context) -> None:
     for variable, value in context.items():
         if variable.get(NOTHING) is not value:
             variable.set(value)
+
+
+def _is_all_there(response: Response) -> bool:
+    """Whether no code of the app runs any more: none makes its body, and none is to be called at its end."""
+    return isinstance(response.response, (list, tuple)) and not response._on_close
 
 
 def _close(response: Response, failure: BaseException) -> None:
