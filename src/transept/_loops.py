@@ -14,13 +14,11 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from transept._portal import PORTAL
+from transept._portal import PATIENCE, PORTAL
 
 __all__ = ["PerLoop", "has_resources", "started"]
 
 T = TypeVar("T")
-
-MAKE_SECONDS = 30.0
 
 # Held until they have closed: one that became garbage would be closed by a task, which the end of the loop cancels.
 _waiting: dict[object, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, Any]]] = {}
@@ -53,7 +51,7 @@ class PerLoop(Generic[T]):
         if users is not None and (claimed := self._claimed.get(users)) is not None:
             return claimed[0]
         if users is not loop:
-            return PORTAL.run(self._get_there(), MAKE_SECONDS, "a new engine or pool")
+            return PORTAL.run(self._get_there(), PATIENCE.get(), "a new engine or pool")
         with self._lock:
             resource = self._unclaimed if self._unclaimed is not None else self._make()
             if loop is None:

@@ -18,20 +18,21 @@ import warnings
 from collections.abc import Callable, Coroutine, Generator
 from concurrent import futures
 from contextlib import suppress
-from contextvars import Context, copy_context
+from contextvars import Context, ContextVar, copy_context
 from time import perf_counter
 from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from transept.errors import BlockingCallWarning, LoopTimeout, UsageError
 
-__all__ = ["PORTAL", "Bridge", "Portal", "watched"]
+__all__ = ["PATIENCE", "PORTAL", "Bridge", "Portal", "watched"]
 
 T = TypeVar("T")
 
 START_SECONDS = 10.0
 CANCEL_SECONDS = 5.0
-HELD_SECONDS = 0.25
+HELD_SECONDS = 0.5
+MAKE_SECONDS = 30.0
 LIBRARIES = ("asyncio.", "selectors", "transept.", "concurrent.", "sqlalchemy.", "threading")
 
 logger = logging.getLogger("transept")
@@ -46,8 +47,9 @@ class Exit(NamedTuple):
 class Errand(Generic[T]):
     """One coroutine that runs on the loop while a thread waits for it."""
 
-    def __init__(self, work: Coroutine[Any, Any, T], context: Context) -> None:
+    def __init__(self, work: Coroutine[Any, Any, T], context: Context, under_way: set[Any]) -> None:
         self.done: futures.Future[T] = futures.Future()
+        self._under_way = under_way
         self._work = work
         self._context = context
         self._sender = threading.current_thread().name
@@ -66,7 +68,9 @@ class Errand(Generic[T]):
             self._task.cancel()
 
     def _end(self, task: asyncio.Task[T | Exit]) -> None:
+        self._under_way.discard(self)
         if task.cancelled():
+            self._work.close()  # it may not have begun
             self.done.set_exception(RuntimeError(f"{self._work!r} was cancelled on the background loop"))
         elif (failure := task.exception()) is not None:
             self.done.set_exception(failure)
@@ -84,6 +88,7 @@ class Portal:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopping: asyncio.Event | None = None
+        self._errands: set[Errand[Any]] = set()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -120,8 +125,8 @@ class Portal:
                 f"the background loop was to wait for itself ({what}): inside an `async def` view, get the session "
                 "there, and await it."
             )
-        errand = Errand(work, copy_context() if context is None else context)
-        loop = self._send(errand.begin)
+        errand = Errand(work, copy_context() if context is None else context, self._errands)
+        loop = self._send(errand)
         try:
             with suppress(futures.TimeoutError):  # of this wait: an error of the work is returned here
                 errand.done.exception(seconds)
@@ -146,11 +151,16 @@ class Portal:
             except Exception:
                 logger.exception("%s failed, and nobody waited for it", what)
 
-        self._send(Errand(alone(), copy_context()).begin)
+        self._send(Errand(alone(), copy_context(), self._errands))
 
-    def stop(self) -> None:
-        """End the loop: its tasks are cancelled, its engines and pools closed. The next use makes another."""
+    def stop(self, *, unless_used: bool = False) -> None:
+        """End the loop: its tasks are cancelled, its engines and pools closed. The next use makes another.
+
+        With `unless_used` nobody is disturbed who waits for something on the loop.
+        """
         with self._lock:
+            if unless_used and self._errands:
+                return
             loop, thread, stopping = self._loop, self._thread, self._stopping
             self._loop = self._thread = self._stopping = None
             if loop is not None and stopping is not None:
@@ -163,11 +173,13 @@ class Portal:
         _abandoned.append(self._loop)
         self._lock = threading.Lock()
         self._loop = self._thread = self._stopping = None
+        self._errands.clear()
 
-    def _send(self, begin: Callable[[], None]) -> asyncio.AbstractEventLoop:
+    def _send(self, errand: Errand[Any]) -> asyncio.AbstractEventLoop:
         with self._lock:  # so that it is sent before the loop is told to stop, or to the next one
             loop = self._loop or self._started()
-            loop.call_soon_threadsafe(begin)
+            self._errands.add(errand)
+            loop.call_soon_threadsafe(errand.begin)
         return loop
 
     def _started(self) -> asyncio.AbstractEventLoop:
@@ -200,6 +212,23 @@ class Bridge:
     def needed(self) -> bool:
         """Whether this code runs elsewhere than on the loop."""
         return not self.portal.is_here()
+
+    def plain(self) -> bool:
+        """Whether this code cannot await: it runs elsewhere, or is called by what does, such as an event listener."""
+        greenlet = sys.modules.get("greenlet")
+        return self.needed() or (greenlet is not None and greenlet.getcurrent().parent is not None)
+
+    def on_another_loop(self) -> bool:
+        """Whether this code, which is elsewhere, is on an event loop all the same: that of an async test."""
+        return asyncio._get_running_loop() is not None
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call what may have to wait for the loop, too: no longer than this app allows."""
+        patience = PATIENCE.set(self.seconds)
+        try:
+            return function()
+        finally:
+            PATIENCE.reset(patience)
 
     def run(self, work: Coroutine[Any, Any, T], what: str = "an async database", context: Context | None = None) -> T:
         """As `Portal.run`."""
@@ -279,6 +308,8 @@ def _of_the_app(frame: FrameType) -> FrameType:
 
 
 PORTAL = Portal()
+PATIENCE: ContextVar[float] = ContextVar("transept_patience", default=MAKE_SECONDS)
+"""How long plain code waits for an engine or a pool to be made."""
 
 _abandoned: list[asyncio.AbstractEventLoop | None] = []
 _warned: set[types.CodeType] = set()

@@ -370,7 +370,7 @@ class Unit:
         """The handle of this database, opened now if it is not; in the colour of the code that asks."""
         handle = self._handles.get(database)
         bridge = self.host.bridge
-        if bridge is not None and not database.blocking and bridge.needed():
+        if bridge is not None and not database.blocking and bridge.plain():
             return self._part_across(database, handle, bridge)
         if handle is None:
             if must_prepare(database):
@@ -384,11 +384,11 @@ class Unit:
     def _part_across(self, database: Database, handle: Handle | None, bridge: Bridge) -> HasSession[Any]:
         if handle is None:
             bridge.portal.start()
-            if must_prepare(database):
-                bridge.run(self.prepared(database), f"the before_create_session_handler of {database.key!r}")
+            if must_prepare(database) or bridge.on_another_loop():  # which would get an engine of its own
+                bridge.run(self.prepared(database), f"the first session of {database.key!r}")
                 handle = self._handles[database]
             else:
-                handle = self._open(database)
+                handle = bridge.call(lambda: self._open(database))
         if not isinstance(handle, Bridged):
             raise UsageError(f"database {database.key!r} is async, and has no session for plain code.")
         return handle.for_plain_code(bridge)

@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.util import await_only
 
 from transept._loops import PerLoop
+from transept._portal import PORTAL
 from transept.alchemy.engine import is_memory, keeper_of, make_engine, shared_memory
 from transept.alchemy.handle import AsyncHandle, BlockingHandle
 from transept.alchemy.session import Seat, new_guarded
@@ -321,7 +322,7 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
 
     async def stop(self) -> None:
         try:
-            await self._made.close()
+            await self._made.close(unless=_still_used)
             await self._creating.close()
         finally:
             self._forget_tables()
@@ -342,6 +343,12 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
     async def _dispose(self, made: tuple[AsyncEngine, Any]) -> None:
         if made[0] is not self.engine_instance:
             await made[0].dispose()
+
+
+def _still_used(made: tuple[AsyncEngine, Any]) -> bool:
+    """Whether a thread still has a connection of the background loop: it would lose it with the loop."""
+    checked_out: Callable[[], int] | None = getattr(made[0].pool, "checkedout", None)
+    return PORTAL.is_here() and checked_out is not None and checked_out() > 0
 
 
 async def _nothing_to_close(lock: asyncio.Lock) -> None:

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, RootTransaction
 from sqlalchemy.orm import Session
 
 from transept._portal import Bridge
@@ -28,11 +28,13 @@ OF_CONNECTIONS = (
     "commit",
     "exec_driver_sql",
     "execute",
+    "get_isolation_level",
     "invalidate",
     "rollback",
     "scalar",
     "scalars",
 )
+OF_TRANSACTIONS = ("close", "commit", "rollback")
 
 
 def for_plain_code(session: Session, seat: Seat, bridge: Bridge) -> None:
@@ -76,11 +78,33 @@ def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
     return noting
 
 
+def _get_transaction(connection: Connection) -> Any:
+    """The transaction of the connection; those of its savepoints end by `execute`."""
+    given: Any = Connection.get_transaction(connection)
+    if type(given) is RootTransaction:
+        given.__class__ = PlainTransaction
+    return given
+
+
 PLAIN_METHODS: dict[str, Any] = {name: getattr(Connection, name) for name in OF_CONNECTIONS}
 for _name in ("exec_driver_sql", "execute", "scalars"):
     PLAIN_METHODS[_name] = _noting(PLAIN_METHODS[_name])
 PlainConnection: Any = type(
     "Connection",
     (Connection,),
-    {**{name: across(method) for name, method in PLAIN_METHODS.items()}, "__module__": Connection.__module__},
+    {
+        **{name: across(method) for name, method in PLAIN_METHODS.items()},
+        "get_transaction": functools.wraps(Connection.get_transaction)(_get_transaction),
+        "__module__": Connection.__module__,
+    },
+)
+PlainTransaction: Any = type(
+    "RootTransaction",
+    (RootTransaction,),
+    {
+        **{name: across(getattr(RootTransaction, name)) for name in OF_TRANSACTIONS},
+        "transept_seat": property(lambda transaction: transaction.connection.transept_seat),
+        "__module__": RootTransaction.__module__,
+        "__slots__": (),
+    },
 )

@@ -109,7 +109,7 @@ def close_all(databases: list[Database], host: PlainHost | BridgeHost) -> None:
         if isinstance(host, BridgeHost) and portal is not None and portal.loop is not None:
             host.run(stop_all([database for database in databases if not database.blocking], LOOP))
             if not has_resources(portal.loop):
-                portal.stop()
+                portal.stop(unless_used=True)
 
 
 def seconds_of(setting: str, value: object) -> float:
