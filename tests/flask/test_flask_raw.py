@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from sqlalchemy import func, select
 from werkzeug.test import Client
 
 from transept import (
+    ConcurrentUseError,
     DatabaseUnavailable,
     ImproperConfigurationError,
     OutsideScope,
@@ -507,6 +510,71 @@ def test_a_database_that_is_down_is_503_or_what_the_app_makes_of_it(driver: str)
         assert (Client(with_handler).get(path).status_code) == 418
     assert Client(app).get("/unused").status_code == 200
     db.close()
+
+
+SLEEP = {"asyncpg": "SELECT pg_sleep(5)", "psycopg-async": "SELECT pg_sleep(5)", "asyncmy": "SELECT sleep(5)"}
+
+
+@pytest.fixture(params=SLEEP)
+def sleeping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Raw]:
+    yield from made(request.param, request, tmp_path)
+
+
+@pytest.mark.parametrize("colour", ["plain", "async"])
+def test_what_takes_longer_than_the_timeout_is_503_and_leaves_nothing(sleeping: Raw, colour: str):
+    def view():
+        sleeping.db.get_session().execute(INSERT, 1)
+        sleeping.db.get_session().execute(SLEEP[sleeping.name])
+        return "made", 201
+
+    async def async_view():
+        await sleeping.db.get_session().execute(INSERT, 1)
+        await sleeping.db.get_session().execute(SLEEP[sleeping.name])
+        return "made", 201
+
+    app = sleeping.app(sleeping.config(), timeout=0.5)
+    app.add_url_rule("/", view_func=view if colour == "plain" else async_view, methods=["POST"])
+    app.add_url_rule("/rows", view_func=lambda: sleeping.db.get_session().select(ALL))
+    began = time.monotonic()
+    response = Client(app).post("/")
+    assert (response.status_code, time.monotonic() - began < 4) == (503, True)
+    assert response.headers["retry-after"].isdigit()
+    assert (sleeping.out(), sleeping.held(), Client(app).get("/rows").get_json()) == (0, [], [])
+
+
+# Threads
+
+
+def test_threads_of_a_view_may_use_its_session_one_after_the_other(raw: Raw):
+    def view():
+        for v in (1, 2):
+            thread = threading.Thread(target=copy_context().run, args=(raw.db.get_session().execute, INSERT, v))
+            thread.start()
+            thread.join()
+        return "made", 201
+
+    assert raw.serving(view).post("/").status_code == 201
+    assert raw.held() == [1, 2]
+
+
+def test_a_session_has_one_user_at_a_time(asyncpg: Raw):
+    def view():
+        session = asyncpg.db.get_session()
+        session.execute(INSERT, 1)
+        thread = threading.Thread(target=copy_context().run, args=(session.execute, "SELECT pg_sleep(1)"))
+        thread.start()
+        under_way = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(1)'"
+        while asyncpg.tables.sees(under_way) == []:
+            pass
+        try:
+            with pytest.raises(ConcurrentUseError):
+                session.execute(INSERT, 2)
+        finally:
+            thread.join()
+        return "made", 201
+
+    assert asyncpg.serving(view).post("/").status_code == 201
+    assert asyncpg.held() == [1]
 
 
 # Streams
