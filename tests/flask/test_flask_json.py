@@ -29,6 +29,7 @@ from sqlalchemy.orm import (
     relationship,
 )
 
+from transept import UsageError
 from transept.alchemy import SQLAlchemySyncConfig
 from transept.extensions.flask import SQLAlchemyAsyncConfig, Transept, TranseptJSONProvider
 from transept.sql.session import SQLSession
@@ -232,6 +233,21 @@ def test_so_it_is_in_plain_views_over_an_async_database(file: File, library: Sit
         site.view(async_view, "/async")
         assert answered(site, view) == [ANN]
         assert site.get("/async").get_json() == [ANN]
+
+
+def test_jsonify_in_an_async_view_says_that_it_cannot_read_what_has_expired(file: File, library: Site):
+    async def view():
+        session = db.get_async_session()
+        author = await session.get(Author, 1)
+        await session.commit()
+        with pytest.raises(UsageError, match=r"has expired this Author, .*return it\b.*expire_on_commit=False"):
+            jsonify(author)
+        assert (await session.run_sync(lambda _: jsonify(author))).get_json() == ANN
+        return jsonify(author)
+
+    with site_of(file, file.config(commit_mode="manual")) as site:
+        db = site.db
+        assert answered(site, view) == ANN
 
 
 def test_an_expired_model_without_its_session_is_an_error_and_not_an_empty_object(library: Site):

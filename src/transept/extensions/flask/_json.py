@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime
 import enum
@@ -11,6 +12,8 @@ from typing import Any
 
 import msgspec
 from flask.json.provider import DefaultJSONProvider
+
+from transept.errors import UsageError
 
 __all__ = ["TranseptJSONProvider", "also_records"]
 
@@ -68,6 +71,9 @@ def columns_of(model: Any) -> dict[str, Any]:
     """The columns of a model that are loaded, by attribute name.
 
     Nothing is read from the database, unless the app's own commit has expired what was loaded.
+
+    Raises:
+        UsageError: it has, and what it takes to read it again would have to be awaited here.
     """
     from sqlalchemy import inspect
 
@@ -75,8 +81,21 @@ def columns_of(model: Any) -> dict[str, Any]:
     columns = state.mapper.column_attrs
     expired = [name for name in columns.keys() if name in state.expired_attributes and not columns[name].deferred]  # noqa: SIM118
     if expired:
+        _refuse_where_it_must_be_awaited(state)
         getattr(model, expired[0])  # reads all of them
     return {name: state.dict[name] for name in columns.keys() if name in state.dict}  # noqa: SIM118
+
+
+def _refuse_where_it_must_be_awaited(state: Any) -> None:
+    """Raises UsageError: the model is of an `AsyncSession`, and this is async code."""
+    from sqlalchemy.util.concurrency import in_greenlet
+
+    if state.async_session is not None and asyncio._get_running_loop() is not None and not in_greenlet():
+        raise UsageError(
+            f"the commit has expired this {state.class_.__name__}, and to read it again has to be awaited: return it "
+            "from the view, and it is read there; or `await session.refresh(...)` it, or configure the session with "
+            "expire_on_commit=False."
+        )
 
 
 def _as_flask(value: Any) -> Any:
