@@ -145,10 +145,8 @@ class Tied:
         """Flask makes its response; then it is settled."""
         response: Response = self._finalize(*arguments, **keywords)
         under_way: UnderWay | None = _cv_request.get().__dict__.get(SERVED)
-        if under_way is None:
-            self._settle_test(response)
-            return response
-        _cv_app.get().__dict__[SERVED] = under_way  # for its teardown, when the request context is gone
+        if under_way is not None:
+            _cv_app.get().__dict__[SERVED] = under_way  # for its teardown, when the request context is gone
         try:
             self._settle(under_way, response)
         except Exception as failure:
@@ -156,7 +154,7 @@ class Tied:
             response = self._answer(under_way, failure)
         return response
 
-    def _answer(self, under_way: UnderWay, failure: Exception) -> Response:
+    def _answer(self, under_way: UnderWay | None, failure: Exception) -> Response:
         """As an error of the view. What the handler does is settled in its turn, and an error there is not handled."""
         response: Response = self._finalize(self.app.handle_user_exception(failure))
         try:
@@ -166,7 +164,10 @@ class Tied:
             raise
         return response
 
-    def _settle(self, under_way: UnderWay, response: Response) -> None:
+    def _settle(self, under_way: UnderWay | None, response: Response) -> None:
+        if under_way is None:
+            self._settle_test(response)
+            return
         asked = under_way.asked
         if asked is None and not _is_all_there(response):
             asked = self._asked(under_way)
