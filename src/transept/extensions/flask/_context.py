@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
 
 from transept.context import Gate, UnitScope, plain
 from transept.errors import UsageError
@@ -11,6 +12,8 @@ from transept.gate.served import ServingGate
 from transept.unit import Unit
 
 __all__ = ["ContextScope", "ended_well", "raised_meanwhile"]
+
+ENDING = ("transept.extensions.flask._app", "flask.ctx", "contextlib", "click.core")  # what ends an app context
 
 
 class ContextScope(UnitScope):
@@ -61,7 +64,17 @@ class ContextScope(UnitScope):
 def raised_meanwhile(scope: ContextScope) -> BaseException | None:
     """The error that ends the context, where nobody passes it on, as older versions of click do not."""
     error = sys.exc_info()[1]
-    return None if error is scope.around else error
+    return _exit_of_click() if error is None or error is scope.around else error
+
+
+def _exit_of_click() -> SystemExit | None:
+    """What `click.Context.exit()` is about to raise: it closes what the command has opened, and tells it nothing."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and (module := frame.f_globals.get("__name__")) in ENDING:
+        if module == "click.core" and frame.f_code.co_qualname == "Context.exit":
+            return SystemExit(frame.f_locals["code"])
+        frame = frame.f_back
+    return None
 
 
 def ended_well(error: BaseException | None) -> bool:
