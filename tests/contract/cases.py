@@ -103,6 +103,21 @@ async def an_error_at_commit_is_answered_by_the_apps_handler(world: World) -> No
     assert ran == [] or "background" not in world.can
 
 
+@case("L1", "handlers")
+async def what_a_refused_response_does_at_its_end_is_not_kept(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        async def background() -> None:
+            await ctx.insert(5)
+
+        await ctx.insert(1)
+        await ctx.violate()
+        return Answer(201, background=background)
+
+    told = await world.request(handler, handlers={world.family.late_error: 202})
+    assert (told.status, told.complete) == (202, True)
+    assert world.held() == []
+
+
 @case("L1")
 async def an_error_at_commit_without_a_handler_is_a_500(world: World) -> None:
     ran: list[int] = []
@@ -911,6 +926,36 @@ async def a_background_task_that_raises_keeps_nothing_of_its_own(world: World) -
     told = await world.request(handler)
     assert (told.status, told.complete, world.held()) == (201, True, [1])
     assert isinstance(told.error, Boom)
+
+
+@case("L1", "teardown")
+async def what_a_teardown_writes_is_kept_and_changes_no_answer(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        async def teardown() -> None:
+            await ctx.insert(status + 1)
+
+        await ctx.insert(status)
+        return Answer(status, teardown=teardown)
+
+    for status, held in ((201, [201, 202]), (409, [201, 202, 410])):
+        told = await world.request(handler)
+        assert (told.status, told.body, told.complete, told.error) == (status, b"ok", True, None)
+        assert world.held() == held
+
+
+@case("L8", "teardown")
+async def a_teardown_that_fails_takes_nothing_back_and_keeps_nothing(world: World) -> None:
+    async def handler(ctx: Context) -> Answer:
+        async def teardown() -> None:
+            await ctx.insert(2)
+            raise Boom
+
+        await ctx.insert(1)
+        return Answer(201, teardown=teardown)
+
+    told = await world.request(handler)
+    assert (told.status, told.body, told.complete, told.error) == (201, b"ok", True, None)
+    assert world.held() == [1]
 
 
 @case("L4")

@@ -22,6 +22,7 @@ class Answer:
     stream: Callable[[], AsyncIterator[bytes]] | None = None
     length: int | None = None
     background: Callable[[], Awaitable[None]] | None = None
+    teardown: Callable[[], Awaitable[None]] | None = None
     messages: Callable[[], AsyncIterator[dict[str, Any]]] | None = None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from flask import Flask, Response, got_request_exception, jsonify
+from flask import Flask, Response, g, got_request_exception, jsonify
 
 from contract.families.both import both, plain
 from contract.frameworks import Answer, Told, Work
@@ -22,7 +22,7 @@ class FlaskFramework(WSGIFramework):
     """Plain views, called as a server calls them. An async database gives them plain sessions."""
 
     name = "flask"
-    can = frozenset({"handlers", "disconnect"})
+    can = frozenset({"handlers", "disconnect", "teardown"})
 
     def __init__(self) -> None:
         self.errors: list[BaseException] = []
@@ -45,6 +45,7 @@ class FlaskFramework(WSGIFramework):
         app.add_url_rule("/work", view_func=self.view(work), methods=["GET", "POST"])
         for kind, status in handlers.items():
             app.register_error_handler(kind, handler(status))
+        app.teardown_request(torn_down)
         got_request_exception.connect(self.note, app)
         self.extension = Transept(databases, app)
         return app
@@ -149,7 +150,14 @@ def respond(answer: Answer) -> Response:
     if answer.background is not None:
         after = answer.background
         response.call_on_close(lambda: run_now(after()))  # type: ignore[arg-type]
+    g.teardown = answer.teardown
     return response
+
+
+def torn_down(error: BaseException | None) -> None:
+    teardown = g.pop("teardown", None)
+    if teardown is not None:
+        run_now(teardown())
 
 
 def handler(status: int) -> Callable[[Exception], Any]:

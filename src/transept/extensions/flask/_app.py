@@ -151,6 +151,8 @@ class Tied:
             self._settle(under_way, response)
         except Exception as failure:
             _close(response, failure)
+            if under_way is not None and under_way.asked is not None:  # what the refused response did at its end
+                under_way.asked.roll_back(failure)
             response = self._answer(under_way, failure)
         return response
 
