@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar, Generic, TypeVar
-from weakref import finalize
+from weakref import WeakSet, finalize
 
 from sqlalchemy import MetaData, create_engine
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only
 
 from transept._loops import PerLoop
@@ -211,6 +213,7 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
         self._lock = threading.RLock()
         self._made: tuple[Engine, Callable[[], Session]] | None = None
         self._disposer: finalize[Any, Any] | None = None
+        _blocking.add(self)
 
     def get_engine(self) -> Engine:
         """The engine: yours, or one made at the first call, disposed at shutdown, and made anew if asked for again."""
@@ -262,6 +265,14 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
             self._disposer = finalize(self, engine.dispose)
         maker = self.session_maker_class(**self._session_options(self.session_config, engine))
         return engine, touching(maker) if self.enable_touch_updated_timestamp_listener else maker
+
+    def _leave_to_the_parent(self) -> None:
+        """In a forked process. The old pool is kept, lest its connections say goodbye to the server."""
+        self._lock = threading.RLock()
+        if self._made is not None and self.engine_instance is None:
+            engine = self._made[0]
+            _of_parents.append(engine.pool)
+            engine.dispose(close=False)
 
     def _prepare(self) -> None:
         if self.create_all and not self._created:
@@ -345,6 +356,11 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
             await made[0].dispose()
 
 
+def _in_a_forked_process() -> None:
+    for config in list(_blocking):
+        config._leave_to_the_parent()
+
+
 def _still_used(made: tuple[AsyncEngine, Any]) -> bool:
     """Whether a thread still has a connection of the background loop: it would lose it with the loop."""
     checked_out: Callable[[], int] | None = getattr(made[0].pool, "checkedout", None)
@@ -382,3 +398,10 @@ def _driver_for(url: URL, blocking: bool) -> str:
     backend = url.get_backend_name()
     pair = drivers.get(backend, ("a sync one", "an async one"))
     return f"{backend}+{pair[0] if blocking else pair[1]}"
+
+
+_blocking: WeakSet[SQLAlchemySyncConfig] = WeakSet()
+_of_parents: list[Pool] = []
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_a_forked_process)
