@@ -26,7 +26,7 @@ _warned: set[tuple[str, int]] = set()
 
 ENDED = (
     "this session belongs to {}, which is over, so nothing done with it could be kept. Ask for a session where it is "
-    "used: db.get_session(request) in a background task gives a fresh one, and unit_of_work() works anywhere."
+    "used: db.get_session() there gives a fresh one (in ASGI: with the request), and unit_of_work() works anywhere."
 )
 
 

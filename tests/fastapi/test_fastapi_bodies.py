@@ -52,7 +52,7 @@ async def test_a_background_task_given_the_requests_session_is_told_what_to_do(f
         tasks.add_task(log, session)
 
     async with calling(app, raises=True) as client:
-        with pytest.raises(OutsideScope, match=r"db.get_session\(request\) in a background task gives a fresh one"):
+        with pytest.raises(OutsideScope, match=r"db.get_session\(\) there gives a fresh one"):
             await client.post("/")
     assert file.held() == [1]
     assert (await post(app)).status_code == 201
