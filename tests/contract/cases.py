@@ -1405,6 +1405,22 @@ async def a_block_commits_on_a_clean_exit_and_rolls_back_on_an_error(world: Worl
     assert world.held() == [1]
 
 
+@case("L3", "contexts")
+async def an_app_context_keeps_its_work_at_a_clean_end_alone(world: World) -> None:
+    world.database()
+
+    def insert(v: int, *, fail: bool) -> None:
+        with world.outside():
+            run_now(world.family.run(world.framework.own_session(), f"INSERT INTO held VALUES ({v})"))
+            if fail:
+                raise Boom
+
+    insert(1, fail=False)
+    with suppress(Boom):
+        insert(2, fail=True)
+    assert world.held() == [1]
+
+
 # Saved round trips: what a lone read must not do, and what must not reach the next request
 
 NOTE = """

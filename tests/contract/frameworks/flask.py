@@ -22,7 +22,7 @@ class FlaskFramework(WSGIFramework):
     """Plain views, called as a server calls them. An async database gives them plain sessions."""
 
     name = "flask"
-    can = frozenset({"handlers", "disconnect", "teardown"})
+    can = frozenset({"handlers", "disconnect", "teardown", "contexts"})
 
     def __init__(self) -> None:
         self.errors: list[BaseException] = []
@@ -76,8 +76,12 @@ class FlaskFramework(WSGIFramework):
     def outside(self, databases: list[Any]) -> AbstractContextManager[Any]:
         """Where code of the app runs that no request has."""
         app = Flask("contract")
-        Transept(databases, app)
+        self.extension = Transept(databases, app)
         return app.app_context()
+
+    def own_session(self) -> Any:
+        """The session of such code."""
+        return self.extension.get_session()
 
 
 class AsyncFlaskFramework(FlaskFramework):
