@@ -195,6 +195,46 @@ with app.app_context():
     assert program.held() == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ["psycopg", "pymysql", "sqlite"])
+def test_raw_blocking_pools(request, kind):
+    if kind == "psycopg":
+        server = request.getfixturevalue("pg")
+        made, who = f"PsycopgSyncConfig(pool_config={{'dsn': {server.server.dsn!r}}}", "SELECT pg_backend_pid()"
+    elif kind == "pymysql":
+        mariadb = request.getfixturevalue("mariadb")
+        server = MariaDB(mariadb)
+        made, who = f"PyMysqlConfig(pool_config={{'dsn': {mariadb.dsn!r}}}", "SELECT connection_id()"
+    else:
+        server = request.getfixturevalue("file")
+        made, who = f"SqliteConfig(pool_config={{'database': {str(server.path)!r}}}", "SELECT 1"
+    program = Program("psycopg", server, "")
+    name = made.split("(")[0]
+    program.app = f"""
+import os, sys, threading
+from flask import Flask
+from transept.adapters.{kind} import {name}
+from transept.extensions.flask import Transept
+app = Flask("forks")
+db = Transept({made}, commit_mode="autocommit"), app)
+
+@app.post("/<int:v>")
+def view(v):
+    session = db.get_session()
+    session.execute(f"INSERT INTO held VALUES ({{v}})")
+    return str(session.select_value({who!r})), 201
+""" + APP[APP.index("\ndef post(v)") :].replace("{{", "{").replace("}}", "}")
+    printed = program.run("""
+mine = post(1)
+print(*ended(forked(lambda: print(post(2), post(3), flush=True)), forked(lambda: post(4))), flush=True)
+assert post(5) == mine
+print(mine)
+db.close()
+""")
+    assert printed[:4] == [printed[0], printed[0], "0", "0"]
+    assert kind == "sqlite" or printed[0] != printed[4]
+    assert server.held() == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("colour", ["SQLAlchemyAsyncConfig", "SQLAlchemySyncConfig"])
 def test_tables_that_the_parent_made_in_memory(colour):
     """Memory is copied: the child begins with what was there, and has it to itself."""

@@ -19,6 +19,7 @@ from psycopg.rows import tuple_row
 from psycopg.types.json import set_json_loads
 
 from transept._bridge import run_now
+from transept._forks import begins_anew
 from transept.adapters._psycopg_link import PsycopgLink
 from transept.errors import DatabaseUnavailable, PoolBusyOnLoop, PoolTimeout, SQLError
 from transept.sql.faults import of_psycopg, sql_error
@@ -148,6 +149,7 @@ class Pool:
         self._holders = Holders()
         self.done = colour.done
         self.unreachable: Exception | None = None
+        begins_anew(self)  # also where each loop has its own: a child has none of the loops
 
     @property
     def key(self) -> str:
@@ -156,6 +158,13 @@ class Pool:
     @property
     def in_use(self) -> int:
         return len(self._holders)
+
+    def leave_to_the_parent(self) -> Any:
+        """In a forked process; see `begins_anew`. Threads that had connections are not there."""
+        self._opening = threading.Lock()
+        self._holders = Holders()
+        pool, self._pool = self._pool, None
+        return pool
 
     async def opened(self) -> Any:
         """The driver's own, open. This waits for nothing, so the lock may be a thread's in both colours."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import threading
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar, Generic, TypeVar
-from weakref import WeakSet, finalize
+from weakref import finalize
 
 from sqlalchemy import MetaData, create_engine
 from sqlalchemy.engine import URL, Engine, make_url
@@ -19,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only
 
+from transept._forks import begins_anew
 from transept._loops import PerLoop
 from transept._portal import PORTAL
 from transept.alchemy.engine import is_memory, keeper_of, make_engine, shared_memory
@@ -213,7 +213,7 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
         self._lock = threading.RLock()
         self._made: tuple[Engine, Callable[[], Session]] | None = None
         self._disposer: finalize[Any, Any] | None = None
-        _blocking.add(self)
+        begins_anew(self)
 
     def get_engine(self) -> Engine:
         """The engine: yours, or one made at the first call, disposed at shutdown, and made anew if asked for again."""
@@ -266,13 +266,15 @@ class SQLAlchemySyncConfig(_SQLAlchemyConfig[Engine, Session]):
         maker = self.session_maker_class(**self._session_options(self.session_config, engine))
         return engine, touching(maker) if self.enable_touch_updated_timestamp_listener else maker
 
-    def _leave_to_the_parent(self) -> None:
-        """In a forked process. The old pool is kept, lest its connections say goodbye to the server."""
+    def leave_to_the_parent(self) -> Pool | None:
+        """In a forked process; see `begins_anew`. The app's own engine is its own affair."""
         self._lock = threading.RLock()
-        if self._made is not None and self.engine_instance is None:
-            engine = self._made[0]
-            _of_parents.append(engine.pool)
-            engine.dispose(close=False)
+        if self._made is None or self.engine_instance is not None:
+            return None
+        engine = self._made[0]
+        pool = engine.pool
+        engine.dispose(close=False)
+        return pool
 
     def _prepare(self) -> None:
         if self.create_all and not self._created:
@@ -356,11 +358,6 @@ class SQLAlchemyAsyncConfig(_SQLAlchemyConfig[AsyncEngine, AsyncSession]):
             await made[0].dispose()
 
 
-def _in_a_forked_process() -> None:
-    for config in list(_blocking):
-        config._leave_to_the_parent()
-
-
 def _still_used(made: tuple[AsyncEngine, Any]) -> bool:
     """Whether a thread still has a connection of the background loop: it would lose it with the loop."""
     checked_out: Callable[[], int] | None = getattr(made[0].pool, "checkedout", None)
@@ -398,10 +395,3 @@ def _driver_for(url: URL, blocking: bool) -> str:
     backend = url.get_backend_name()
     pair = drivers.get(backend, ("a sync one", "an async one"))
     return f"{backend}+{pair[0] if blocking else pair[1]}"
-
-
-_blocking: WeakSet[SQLAlchemySyncConfig] = WeakSet()
-_of_parents: list[Pool] = []
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_a_forked_process)

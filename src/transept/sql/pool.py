@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Generic, TypeVar
 
+from transept._forks import begins_anew
 from transept._loops import started
 from transept.errors import ImproperConfigurationError, PoolBusyOnLoop, PoolTimeout
 from transept.sql.stock import Stock
@@ -238,6 +239,13 @@ class ThreadPool(_Pool[C, "futures.Future[C | None]"]):
         self._connect = connect
         self._close = close
         self._lock = threading.Lock()
+        begins_anew(self)
+
+    def leave_to_the_parent(self) -> object:
+        """In a forked process; see `begins_anew`."""
+        self._lock = threading.Lock()
+        stock, self._stock = self._stock, Stock(self.settings.max_size, self.settings.max_idle)
+        return stock
 
     def acquire(self, holder: str) -> C:
         """A connection, until `release` or `discard`. `holder` says who takes it, such as ``"POST /users"``.
