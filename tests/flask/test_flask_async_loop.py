@@ -32,9 +32,15 @@ def loops():
 def until(holds, seconds=5.0):
     """Whether this becomes true in time."""
     end = monotonic() + seconds
-    while not holds() and monotonic() < end:
+    while not (held := holds()) and monotonic() < end:
         sleep(0.01)
-    return holds()
+    return held
+
+
+def sleeping(tables):
+    """Whether a pg_sleep of this test is under way."""
+    sleepers = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'PgSleep'"
+    return until(lambda: tables.look.execute(sleepers, [tables.name]).fetchone() is not None)
 
 
 @pytest.fixture(autouse=True)
@@ -182,7 +188,7 @@ def test_two_threads_in_one_session(site):
         session.connection()
         busy = threading.Thread(target=lambda: session.execute(text("SELECT pg_sleep(0.3)")), name="the busy one")
         busy.start()
-        assert until(lambda: site.tables.backends("active") == 1)
+        assert sleeping(site.tables)
         with pytest.raises(ConcurrentUseError) as caught:
             session.execute(text("SELECT 1"))
         told.append(str(caught.value))
@@ -424,7 +430,7 @@ def test_ctrl_c_in_a_plain_view(site):
         return "", 201
 
     def strike():
-        until(lambda: site.tables.backends("active") == 1)
+        assert sleeping(site.tables)
         os.kill(os.getpid(), signal.SIGINT)
 
     site.view(view)
@@ -494,11 +500,41 @@ def test_closing_in_the_middle_of_a_statement_lets_it_end(site):
     answers = []
     thread = threading.Thread(target=lambda: answers.append(site.post()))
     thread.start()
-    until(lambda: site.tables.backends("active") == 1)
+    assert sleeping(site.tables)
     site.db.close()
     thread.join()
     assert answers[0].status_code == 201
     assert site.held() == [1]
+    site.db.close()
+    assert until(lambda: site.tables.backends() == 0)
+
+
+@pytest.mark.parametrize("colour", ["plain", "native"])
+def test_the_end_of_the_loop_in_the_middle_of_a_request(site, colour, caplog):
+    """As at the end of the process: an error that says so, and nothing kept."""
+
+    def plain():
+        site.add(1)
+        site.db.get_session().execute(text("SELECT pg_sleep(30)"))
+        return "", 201
+
+    async def native():
+        session = await db_session()
+        session.add(Held(v=1))
+        await session.flush()
+        await session.execute(text("SELECT pg_sleep(30)"))
+        return "", 201
+
+    site.view({"plain": plain, "native": native}[colour])
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(site.post().status_code))
+    thread.start()
+    assert sleeping(site.tables)
+    PORTAL.stop()
+    thread.join()
+    assert answers == [500]
+    assert "was cancelled on the background loop" in caplog.text
+    assert site.held() == []
     site.db.close()
     assert until(lambda: site.tables.backends() == 0)
 

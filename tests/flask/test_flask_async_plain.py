@@ -550,6 +550,43 @@ def test_a_swallowed_error_is_a_failed_commit_where_the_database_says_so(site):
         assert site.held() == [1]
 
 
+def test_a_failed_commit_is_answered_by_the_apps_handler(site):
+    told = []
+
+    @site.app.errorhandler(IntegrityError)
+    def handler(error):
+        told.append(site.db.get_session().scalar(select(func.count()).select_from(Held)))
+        return "conflict", 409
+
+    def view():
+        site.add(1)
+        site.violate()
+        after_commit(lambda: told.append("never"))
+        return "", 201
+
+    assert answer(site, view).status_code == 409
+    assert (told, site.held()) == ([0], [])
+
+
+def test_no_connection_is_held_before_the_first_statement_nor_after_the_commit(site):
+    taken = []
+
+    def view():
+        site.db.get_session()
+        taken.append(out_of_pool(site.config))
+        site.add(1)
+        taken.append(out_of_pool(site.config))
+
+        def body():
+            taken.append(out_of_pool(site.config))
+            yield "a"
+
+        return Response(body(), 201)
+
+    assert answer(site, view).text == "a"
+    assert taken == [0, 1, 0]
+
+
 def test_listeners_and_defaults_see_the_request(site):
     def by_whom(context):
         return f"{g.who} of {current_app.name} {request.path}"
