@@ -123,6 +123,6 @@ def endless() -> Response:
 
 app.register_blueprint(handled)
 
-if os.environ.get("SERVED_FORKS"):  # used before the server forks: the worker has no part in what this made
+if os.environ.get("SERVED_FORKS"):  # the database is used before the server forks
     with app.app_context():
         run("SELECT count(*) FROM held")

@@ -32,7 +32,6 @@ SERVERS = {
     "waitress": ("waitress", "--listen", "{host}:{port}", "--threads", "4"),
 }
 KINDS = ("sync", "async", "raw", "sqlite")
-ASYNC = ("async", "raw")
 SECONDS = 20
 
 
@@ -106,7 +105,7 @@ def serving(server: str, kind: str, tables: File | Postgres, folder: Path) -> It
     """This server in a process of its own, over the app and these tables."""
     port = ports.free()
     module, *options = (word.format(host=ports.HOST, port=port) for word in SERVERS[server])
-    forks = "--preload" in options and kind in ASYNC
+    forks = "--preload" in options
     environment = {
         **os.environ,
         "SERVED_KIND": kind,
