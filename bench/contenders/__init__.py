@@ -2,8 +2,8 @@
 
 Each has three paths that are timed, `/nodb`, `/read` and `/write`, and two that show whether it keeps the promise:
 `/refused` writes and answers 400, `/broken` writes what fails only at COMMIT and answers 201. Those over Litestar have
-two paths, and ask no database: `/litestar-session` has a session injected and does not use it. Those over Flask have the
-same paths as the first, with `/flask-` before their names.
+two paths, and ask no database: `/litestar-session` has a session injected and does not use it. Those over Flask have
+the same paths as the first, with `/flask-` before their names.
 """
 
 from __future__ import annotations

@@ -264,7 +264,7 @@ def test_an_async_database_gives_blocking_sessions(tmp_path, keeps):
 
 @pytest.mark.parametrize("timeout", [0, -1, True, "60", None, float("inf"), float("nan")])
 def test_a_timeout_that_is_none_is_refused(database, timeout):
-    with pytest.raises(ImproperConfigurationError, match="timeout=.*seconds are needed"):
+    with pytest.raises(ImproperConfigurationError, match=r"timeout=.*seconds are needed"):
         WSGIGate(None, database, timeout=timeout)
 
 

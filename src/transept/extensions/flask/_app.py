@@ -141,12 +141,15 @@ class Tied:
         asked.end()
         return body
 
-    def finalize_request(self, *arguments: Any, **keywords: Any) -> Response:
+    def finalize_request(self, rv: Any, from_error_handler: bool = False) -> Response:
         """Flask makes its response; then it is settled."""
-        response: Response = self._finalize(*arguments, **keywords)
-        under_way: UnderWay | None = _cv_request.get().__dict__.get(SERVED)
+        response: Response = self._finalize(rv, from_error_handler)
+        under_way: UnderWay | None = getattr(_cv_request.get(), SERVED, None)
         if under_way is not None:
-            _cv_app.get().__dict__[SERVED] = under_way  # for its teardown, when the request context is gone
+            setattr(_cv_app.get(), SERVED, under_way)  # for its teardown, when the request context is gone
+            if under_way.asked is None and _is_all_there(response):
+                under_way.response = response
+                return response
         try:
             self._settle(under_way, response)
         except Exception as failure:
@@ -170,19 +173,16 @@ class Tied:
         if under_way is None:
             self._settle_test(response)
             return
-        asked = under_way.asked
-        if asked is None and not _is_all_there(response):
-            asked = self._asked(under_way)
-        if asked is not None:
-            used = () if asked.unit is None else asked.unit.handles()
-            status = asked.status = response.status_code
-            asked.settle(status, at_start(status))
-            asked.kept = any(database.policy.keeps(status) for database, _ in used)
+        asked = under_way.asked or self._asked(under_way)
+        used = () if asked.unit is None else asked.unit.handles()
+        status = asked.status = response.status_code
+        asked.settle(status, at_start(status))
+        asked.kept = any(database.policy.keeps(status) for database, _ in used)
         under_way.response = response
 
     def _settle_test(self, response: Response) -> None:
         """In a test_request_context, the work is its app context's."""
-        own: ContextScope | None = _cv_app.get().__dict__.get(SCOPE)
+        own: ContextScope | None = getattr(_cv_app.get(), SCOPE, None)
         if own is not None and own.unit is not None and own.unit.has_to_settle():
             status = response.status_code
             plain(own.host).run(own.unit.settle(outcome_of(status), at_start(status)))
@@ -206,18 +206,18 @@ class Tied:
         around = _cv_app.get(None)
         under_way: UnderWay | None = environ.get(SERVED)
         if under_way is not None and not under_way.over:
-            context.__dict__[SERVED] = under_way
+            setattr(context, SERVED, under_way)
             if around is not None:
-                context.__dict__[AROUND] = around
+                setattr(context, AROUND, around)
         elif around is not None and (outer := _cv_request.get(None)) is not None and _is_of(around, outer):
-            around.__dict__[SERVED] = outer.__dict__.get(SERVED)  # a test's inside it, which shares its app context
+            setattr(around, SERVED, getattr(outer, SERVED, None))  # a test's inside it, which shares its app context
         return context
 
     def scope_of(self, context: AppContext) -> UnitScope:
         """The unit of work of the request that this app context is there for; else its own."""
         requests = _cv_request.get(None)
         inside = requests is not None and _is_of(context, requests)
-        under_way: UnderWay | None = (requests if inside else context).__dict__.get(SERVED)
+        under_way: UnderWay | None = getattr(requests if inside else context, SERVED, None)
         if under_way is not None and (inside or not under_way.over):
             asked = under_way.asked
             if asked is None and not under_way.over:
@@ -231,25 +231,26 @@ class Tied:
         return asked
 
     def _own_scope(self, context: AppContext) -> ContextScope:
-        own: ContextScope | None = context.__dict__.get(SCOPE)
+        own: ContextScope | None = getattr(context, SCOPE, None)
         if own is None or (own.closed and context._cv_tokens):
-            own = context.__dict__[SCOPE] = ContextScope(self)
+            own = ContextScope(self)
+            setattr(context, SCOPE, own)
             if not context._cv_tokens:  # it was popped: this code has outlived it
                 own.end()
         return own
 
-    def do_teardown_appcontext(self, *arguments: Any, **keywords: Any) -> None:
+    def do_teardown_appcontext(self, *arguments: Any) -> None:
         """After every teardown function, the context's own unit of work ends."""
-        context = _cv_app.get()
         try:
-            self._teardown(*arguments, **keywords)
+            self._teardown(*arguments)
         except BaseException as failure:
-            if isinstance(own := context.__dict__.get(SCOPE), ContextScope):
+            own = getattr(_cv_app.get(), SCOPE, None)
+            if own is not None:
                 own.leave(failure)
             raise
-        own = context.__dict__.get(SCOPE)
-        if isinstance(own, ContextScope) and not own.closed:
-            given = next((one for one in (*arguments, *keywords.values()) if isinstance(one, BaseException)), None)
+        own = getattr(_cv_app.get(), SCOPE, None)
+        if own is not None and not own.closed:
+            given = next((one for one in arguments if isinstance(one, BaseException)), None)
             error = given or raised_meanwhile(own)
             own.leave(None if ended_well(error) else error)
 
@@ -290,7 +291,7 @@ surround(FlaskContexts())
 def _is_of(context: AppContext, requests: RequestContext) -> bool:
     """Whether an app context is there for this request: it was pushed for it, or was there before."""
     pushed = [made for _, made in requests._cv_tokens if made is not None]
-    return context in pushed if pushed else context is requests.__dict__.get(AROUND)
+    return context in pushed if pushed else context is getattr(requests, AROUND, None)
 
 
 def host_for(databases: Iterable[Database], bridge: Bridge) -> PlainHost | BridgeHost:
