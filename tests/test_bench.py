@@ -22,6 +22,13 @@ TITLES = [
     "bare Litestar",
     "Transept, Litestar",
     "Advanced Alchemy, Litestar",
+    "bare Flask",
+    "SQLAlchemy by hand, Flask",
+    "Transept, Flask",
+    "Transept, SQL-first, Flask",
+    "Advanced Alchemy, Flask",
+    "Flask-SQLAlchemy",
+    "SQLSpec, Flask",
 ]
 
 SQL_AIMS = [
@@ -47,7 +54,7 @@ def test_every_contender_has_its_line(postgres: Server, tmp_path: Path) -> None:
     done = run("request.py", "--rounds", "1", "--calls", "2", "--url", postgres.dsn, "--markdown", str(page))
     assert (done.returncode, done.stderr) == (0, "")
     assert [title for title in TITLES if f"\n{title}" not in done.stdout] == []
-    for path in ("/nodb", "/read", "/write", "/litestar-nodb", "/litestar-session"):
+    for path in ("/nodb", "/read", "/write", "/litestar-nodb", "/litestar-session", "/flask-nodb", "/flask-read", "/flask-write"):
         assert f"\n| {path} | " in page.read_text("utf-8")
     assert postgres.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'transept_bench_%'") == []
 
@@ -65,6 +72,13 @@ def test_one_framework_can_be_measured_alone(postgres: Server) -> None:
     assert "\nTransept, Litestar " in done.stdout
     assert "by hand" not in done.stdout
     assert "What holds" not in done.stdout
+
+
+def test_over_flask_transept_keeps_every_promise(postgres: Server) -> None:
+    done = run("request.py", "--rounds", "1", "--calls", "1", "--url", postgres.dsn, "--path", "/flask-write")
+    promises = {line[:30].strip(): line[30:].split() for line in done.stdout.partition("What holds")[2].splitlines()}
+    for title in ("SQLAlchemy by hand, Flask", "Transept, Flask", "Transept, SQL-first, Flask"):
+        assert promises[title] == ["yes", "yes", "yes"]
 
 
 def test_sql_first_sessions_are_measured_from_a_request_to_a_stream(postgres: Server, tmp_path: Path) -> None:
