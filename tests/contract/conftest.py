@@ -51,7 +51,8 @@ def axes() -> tuple[list[str], list[str]]:
 
 def plain() -> list[str]:
     columns, rows = axes()
-    numbers = [f"{number:02}" for number in range(1, len(columns) + 1)]
+    width = max(2, len(str(len(columns))))
+    numbers = [f"{number:0{width}}" for number in range(1, len(columns) + 1)]
     lines = [f"{number} {name}" for number, name in zip(numbers, columns, strict=True)]
     lines += ["+ holds   X does not   ? was not run   . does not apply", ""]
     lines += [" ".join(digits) for digits in zip(*numbers, strict=True)]
