@@ -33,7 +33,7 @@ START_SECONDS = 10.0
 CANCEL_SECONDS = 5.0
 HELD_SECONDS = 0.5
 MAKE_SECONDS = 30.0
-LIBRARIES = ("asyncio.", "selectors", "transept.", "concurrent.", "sqlalchemy.", "threading")
+LIBRARIES = ("asyncio.", "selectors.", "transept.", "concurrent.", "sqlalchemy.", "threading.")
 
 logger = logging.getLogger("transept")
 

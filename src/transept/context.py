@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from transept.database import Databases
 from transept.errors import OutsideScope
-from transept.hosts import BridgeHost, LoopHost, PlainHost
+from transept.hosts import LOOP, PLAIN, BridgeHost, PlainHost
 from transept.unit import ASKING, BeforeCommit, Host, Unit
 
 __all__ = [
@@ -133,6 +133,9 @@ class NamedScope(UnitScope):
 class Surroundings(Protocol):
     """Contexts that a framework has of its own, as Flask has: they, too, have units of work, made on demand."""
 
+    hint: str
+    """How to get one where there is none."""
+
     def place(self) -> object | None:
         """The innermost of them, None outside of all. Asked often."""
         ...
@@ -155,9 +158,6 @@ CURRENT: ContextVar[UnitScope | None] = ContextVar("transept_current", default=N
 _around: Surroundings | None = None
 
 _opening = threading.Lock()  # threads of one request may ask at the same time; nobody holds it for long
-
-LOOP = LoopHost()
-PLAIN = PlainHost()
 
 
 def plain(host: Host) -> PlainHost | BridgeHost:
@@ -206,9 +206,10 @@ def current_unit() -> Unit:
     """
     scope = current_scope()
     if scope is None:
+        hint = "" if _around is None else f" {_around.hint}"
         raise OutsideScope(
             "there is no unit of work here. Inside a request the app's Transept (or gate) makes one; anywhere else "
-            "open one with `async with unit_of_work():` (or `with`)."
+            f"open one with `async with unit_of_work():` (or `with`).{hint}"
         )
     return scope.open()
 

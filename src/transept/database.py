@@ -301,7 +301,8 @@ class Databases:
         """
         if isinstance(databases, Databases):
             return databases
-        several = list(databases) if isinstance(databases, Iterable) else [databases]
+        given: Any = databases
+        several = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
         if not several:
             raise ImproperConfigurationError(f"{setting}=[]: at least one database configuration is needed.")
         for one in several:
@@ -363,7 +364,7 @@ class Databases:
             if key in self:
                 return key
             raise ImproperConfigurationError(
-                f"{type(key).__name__} {getattr(key, 'key', '')!r} is none of these databases: {self._names()}. Pass "
+                f"{type(key).__name__} {getattr(key, 'key', key)!r} is none of these databases: {self._names()}. Pass "
                 "one of them, its bind_key or its session_key."
             )
         database = self._by_key.get(key) or self._by_session_key.get(key)

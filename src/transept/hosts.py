@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import anyio
@@ -13,9 +13,10 @@ import anyio.to_thread
 
 from transept._bridge import is_async, run_now
 from transept._portal import Bridge
+from transept.database import Database
 from transept.errors import UsageError
 
-__all__ = ["BridgeHost", "LoopHost", "PlainHost", "in_thread"]
+__all__ = ["LOOP", "PLAIN", "BridgeHost", "LoopHost", "PlainHost", "host_for", "in_thread"]
 
 T = TypeVar("T")
 
@@ -103,6 +104,15 @@ class BridgeHost(LoopHost):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run what a unit of work is asked to do, from plain code."""
         return self.bridge.run(work, "the end of a unit of work")
+
+
+LOOP = LoopHost()
+PLAIN = PlainHost()
+
+
+def host_for(databases: Iterable[Database], bridge: Bridge) -> PlainHost | BridgeHost:
+    """Where plain code lets units of these databases settle: async ones need the background loop."""
+    return PLAIN if all(database.blocking for database in databases) else BridgeHost(bridge)
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:

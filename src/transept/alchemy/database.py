@@ -382,7 +382,7 @@ def _declarative_bases() -> set[type[DeclarativeBase]]:
 
 
 def _without_password(text: object) -> str:
-    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", str(text))
+    return re.sub(r"//([^:/@]*):[^@]*@", r"//\1:***@", str(text))
 
 
 def _driver_for(url: URL, blocking: bool) -> str:

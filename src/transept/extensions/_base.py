@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transept.alchemy import DBConnect, SQLAlchemyAsyncConfig, SQLAlchemySyncConfig
 
-__all__ = ["Configs", "Extension", "HasScope", "Home", "unit_of", "unit_of_scope"]
+__all__ = ["Configs", "Extension", "HasScope", "Home", "expected", "unit_of", "unit_of_scope"]
 
 S = TypeVar("S")
 
@@ -69,7 +69,7 @@ class Configs:
 
         config = self._registry.get(key)
         if not isinstance(config, SQLAlchemyAsyncConfig):
-            raise _expected("async", config)
+            raise expected("async", config)
         return config
 
     def get_async_database(self, key: Database | str | None = None) -> SQLAlchemyAsyncConfig | DBConnect:
@@ -89,7 +89,7 @@ class Configs:
 
         config = self._registry.get(key)
         if not isinstance(config, SQLAlchemySyncConfig):
-            raise _expected("sync", config)
+            raise expected("sync", config)
         return config
 
     # Sessions outside of requests.
@@ -229,11 +229,12 @@ class Home:
                 database.when_pooled(partial(show, database.pool_key))
 
 
-def _expected(colour: str, config: Any) -> ImproperConfigurationError:
+def expected(colour: str, config: Any) -> ImproperConfigurationError:
+    """The error for a database of another kind than was asked for."""
     other = "a sync config" if config.blocking else "an async config"
     article = "an async" if colour == "async" else "a sync"
     from_alchemy = any(kind.__module__.startswith("transept.alchemy") for kind in type(config).__mro__)
-    found = other if from_alchemy else f"a {type(config).__name__}"
+    found = other if from_alchemy else type(config).__name__
     return ImproperConfigurationError(
         f"Expected {article} config, but got {found} (database {config.key!r}): use get_session() and get_config() "
         "for either kind."

@@ -97,7 +97,7 @@ class Served(UnitScope):
                 logger.exception("%s: what came after its response could not be kept", self.describe())
 
     def roll_back(self, error: BaseException) -> None:
-        """What a framework's teardown has left open when it failed."""
+        """What was left open by a teardown that failed, or by the end of a response that was refused."""
         unit = self.unit
         if unit is not None and unit.has_to_settle():
             try:

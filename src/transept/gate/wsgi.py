@@ -21,7 +21,7 @@ from transept.database import Database, Databases
 from transept.errors import DatabaseUnavailable, ImproperConfigurationError, LoopTimeout, OutsideScope
 from transept.gate.answer import answer_to, at_start
 from transept.gate.served import Body, Served
-from transept.hosts import BridgeHost, PlainHost
+from transept.hosts import BridgeHost, PlainHost, host_for
 from transept.lifecycle import stop_all
 from transept.unit import BeforeCommit
 
@@ -68,13 +68,7 @@ class WSGIGate:
         self.before_commit: BeforeCommit | None = None
         self.answer = answer
         self.bridge = Bridge(seconds_of("timeout", timeout))
-        self.host: PlainHost | BridgeHost = PLAIN
-        self.choose_host()
-
-    def choose_host(self) -> None:
-        """Again whenever a database was added: async ones need the background loop."""
-        if any(not database.blocking for database in self.registry):
-            self.host = BridgeHost(self.bridge)
+        self.host = host_for(self.registry, self.bridge)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         outer: UnitScope | None = environ.get(ENVIRON_KEY)

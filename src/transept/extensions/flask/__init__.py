@@ -12,14 +12,14 @@ from flask.json.provider import DefaultJSONProvider
 
 from transept._portal import Bridge
 from transept.config import AsyncSessionConfig, EngineConfig, SyncSessionConfig
-from transept.context import PLAIN, current_scope
+from transept.context import current_scope
 from transept.database import Database, Databases
 from transept.errors import ImproperConfigurationError, OutsideScope, UsageError
-from transept.extensions._base import Configs
+from transept.extensions._base import Configs, expected
 from transept.extensions.flask._app import Tied, tied_to
 from transept.extensions.flask._json import TranseptJSONProvider, also_records
 from transept.gate.wsgi import TIMEOUT, close_all, seconds_of
-from transept.hosts import BridgeHost
+from transept.hosts import host_for
 from transept.registry import OwnUnit
 from transept.unit import Unit
 
@@ -133,7 +133,7 @@ class Transept(Configs):
         Raises:
             OutsideScope: no app context is pushed, or it is over.
             ImproperConfigurationError: no database has this key; or none was given, and none of several is called
-                ``"default"``.
+                ``"default"`` (of a `Registry`, the first one is meant).
         """
         return self._unit().session(self._registry.get(bind_key))
 
@@ -163,7 +163,8 @@ class Transept(Configs):
         if isinstance(session, Session):
             return session
         database = self._registry.get(bind_key)
-        self._refuse_raw(database, "sync")
+        if not hasattr(database, "get_engine"):
+            raise expected("sync", database)
         raise UsageError(
             f"get_sync_session() of database {database.key!r}, which is async, inside an `async def` function: use "
             "get_session() or get_async_session(), and await what it does."
@@ -199,15 +200,14 @@ class Transept(Configs):
         Committed at a clean end of the block, else rolled back. It needs no app context.
         """
         database = self._registry.get(bind_key)
-        host = None if database.blocking else BridgeHost(self._bridge())
-        return OwnUnit(database, connection=False, host=host)
+        return OwnUnit(database, connection=False, host=host_for([database], self._bridge()))
 
     def close(self) -> None:
         """Close the engines and pools, and the background loop if nothing else uses it. The next use opens them again.
 
         For the end of tests and scripts. At the end of the process the background loop closes by itself.
         """
-        close_all(list(self._registry), BridgeHost(self._bridge()) if self.is_async_enabled else PLAIN)
+        close_all(list(self._registry), host_for(self._registry, self._bridge()))
 
     def _bridge(self) -> Bridge:
         return Bridge(self._timeout)
@@ -217,6 +217,12 @@ class Transept(Configs):
             self._tell_of_more()
         scope = current_scope()
         if scope is not None:
+            tied = scope.origin()
+            if isinstance(tied, Tied) and tied not in self._ties:
+                raise OutsideScope(
+                    f"the app {tied.app.name!r} does not know these databases, though it has another Transept: call "
+                    "init_app(app) of this one, too."
+                )
             return scope.open()
         if has_app_context() and tied_to(current_app) is None:
             raise OutsideScope(
@@ -230,14 +236,6 @@ class Transept(Configs):
     def _tell_of_more(self) -> None:
         """A `Registry` was filled after `init_app`."""
         with _telling:
-            for tied in tuple(self._ties):
+            for tied in list(self._ties):
                 tied.add(self._registry, self._timeout)
             self._known = len(self._registry)
-
-    def _refuse_raw(self, database: Database, colour: str) -> None:
-        if not hasattr(database, "get_engine"):
-            article = "an async" if colour == "async" else "a sync"
-            raise ImproperConfigurationError(
-                f"Expected {article} config, but got a {type(database).__name__} (database {database.key!r}): use "
-                "get_session() for either kind."
-            )

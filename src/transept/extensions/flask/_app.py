@@ -20,13 +20,13 @@ from flask.globals import _cv_app, _cv_request
 from werkzeug.exceptions import ServiceUnavailable
 
 from transept._portal import Bridge, watched
-from transept.context import PLAIN, UnitScope, plain, surround
+from transept.context import UnitScope, plain, surround
 from transept.database import Database, Databases
 from transept.errors import ImproperConfigurationError
 from transept.extensions.flask._context import ContextScope, ended_well, raised_meanwhile
 from transept.gate.answer import answer_to, at_start, outcome_of
 from transept.gate.served import Body, Served
-from transept.hosts import BridgeHost, PlainHost
+from transept.hosts import BridgeHost, PlainHost, host_for
 from transept.unit import BeforeCommit
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Asked(Served):
 
     def __init__(self, gate: Tied, environ: WSGIEnvironment) -> None:
         super().__init__(gate, environ)
-        self.kept = False  # something of it, as far as its status says
+        self.settled = False  # along with its response, which stands from then on
 
 
 class UnderWay:
@@ -90,9 +90,11 @@ class Tied:
                 f"timeout={timeout:g}: another Transept on this app has timeout={self.bridge.seconds:g}, and an "
                 "app has one: give both the same."
             )
+        registry = self.registry.copy()
         for database in databases:
-            self.registry.add(database)
-        self.host = host_for(self.registry, self.bridge)
+            registry.add(database)
+        self.registry = registry
+        self.host = host_for(registry, self.bridge)
 
     # Responses.
 
@@ -111,15 +113,15 @@ class Tied:
         return body if under_way.asked is None else self._served(under_way.asked, under_way.response, body)
 
     def _raised(self, under_way: UnderWay, error: BaseException) -> Iterable[bytes]:
-        """An error of the teardown, after work was kept, does not make that an error."""
+        """An error of the teardown comes too late to change what was settled, and does not change the answer either."""
         asked, response = under_way.asked, under_way.response
         if asked is None:
             raise error
-        if response is not None and asked.kept and isinstance(error, Exception) and not _propagates(self.app):
+        if response is not None and asked.settled and isinstance(error, Exception) and not _propagates(self.app):
             asked.roll_back(error)
             with suppress(Exception):  # an error of the response itself, then
                 body = response.get_wsgi_response(asked.environ)[0]
-                self.app.logger.exception("%s answered, and kept its work; its teardown failed", asked.describe())
+                self.app.logger.exception("%s had been settled and answered when its teardown failed", asked.describe())
                 return body
         asked.close_unit(error)
         asked.end()
@@ -174,10 +176,10 @@ class Tied:
             self._settle_test(response)
             return
         asked = under_way.asked or self._asked(under_way)
-        used = () if asked.unit is None else asked.unit.handles()
+        used = asked.unit is not None and bool(asked.unit.handles())
         status = asked.status = response.status_code
         asked.settle(status, at_start(status))
-        asked.kept = any(database.policy.keeps(status) for database, _ in used)
+        asked.settled = used
         under_way.response = response
 
     def _settle_test(self, response: Response) -> None:
@@ -277,6 +279,8 @@ class Tied:
 class FlaskContexts:
     """Flask's own contexts, which have units of work."""
 
+    hint = "In Flask push an app context, `with app.app_context():`, or use `with db.with_session() as session:`."
+
     def place(self) -> AppContext | None:
         return _cv_app.get(None)
 
@@ -292,11 +296,6 @@ def _is_of(context: AppContext, requests: RequestContext) -> bool:
     """Whether an app context is there for this request: it was pushed for it, or was there before."""
     pushed = [made for _, made in requests._cv_tokens if made is not None]
     return context in pushed if pushed else context is getattr(requests, AROUND, None)
-
-
-def host_for(databases: Iterable[Database], bridge: Bridge) -> PlainHost | BridgeHost:
-    """Where the units of an app with these databases settle."""
-    return PLAIN if all(database.blocking for database in databases) else BridgeHost(bridge)
 
 
 def tied_to(app: Flask) -> Tied | None:
