@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import logging
 import os
+import socket
 import sys
 import threading
 import types
@@ -19,6 +20,7 @@ from collections.abc import Callable, Coroutine, Generator
 from concurrent import futures
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from time import perf_counter
 from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -87,7 +89,7 @@ class Portal:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._stopping: asyncio.Event | None = None
+        self._stopping = threading.Event()
         self._errands: set[Errand[Any]] = set()
 
     @property
@@ -161,10 +163,11 @@ class Portal:
         with self._lock:
             if unless_used and self._errands:
                 return
-            loop, thread, stopping = self._loop, self._thread, self._stopping
-            self._loop = self._thread = self._stopping = None
-            if loop is not None and stopping is not None:
-                loop.call_soon_threadsafe(stopping.set)
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+            if loop is not None:
+                self._stopping.set()
+                loop.call_soon_threadsafe(loop.stop)
         if thread is not None and thread is not threading.current_thread():
             thread.join(CANCEL_SECONDS)
 
@@ -172,7 +175,7 @@ class Portal:
         """In a forked process: the loop's thread is the parent's. The loop is kept, lest it close what it shares."""
         _abandoned.append(self._loop)
         self._lock = threading.Lock()
-        self._loop = self._thread = self._stopping = None
+        self._loop = self._thread = None
         self._errands.clear()
 
     def _send(self, errand: Errand[Any]) -> asyncio.AbstractEventLoop:
@@ -185,10 +188,11 @@ class Portal:
     def _started(self) -> asyncio.AbstractEventLoop:
         """Under the lock."""
         if self._loop is None:
-            ready: futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = futures.Future()
-            thread = threading.Thread(target=_run, args=(ready,), name="transept-loop", daemon=True)
+            ready: futures.Future[asyncio.AbstractEventLoop] = futures.Future()
+            self._stopping = threading.Event()
+            thread = threading.Thread(target=_run, args=(ready, self._stopping), name="transept-loop", daemon=True)
             thread.start()
-            self._loop, self._stopping = ready.result(START_SECONDS)
+            self._loop = ready.result(START_SECONDS)
             self._thread = thread
         return self._loop
 
@@ -290,13 +294,21 @@ def _cancel(loop: asyncio.AbstractEventLoop, errand: Errand[Any]) -> None:
     futures.wait([errand.done], CANCEL_SECONDS)
 
 
-def _run(ready: futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
-    async def until_stopped() -> None:
-        stopping = asyncio.Event()
-        ready.set_result((asyncio.get_running_loop(), stopping))
-        await stopping.wait()
+def _run(ready: futures.Future[asyncio.AbstractEventLoop], stopping: threading.Event) -> None:
+    """The loop, until it is told to stop: what a task of the app raises to end a program does not end it."""
+    with asyncio.Runner() as runner, futures.ThreadPoolExecutor(thread_name_prefix="transept-resolver") as resolvers:
+        loop = runner.get_loop()
 
-    asyncio.run(until_stopped())
+        async def getaddrinfo(host: Any, port: Any, **options: int) -> Any:  # the loop's own threads may wait for it
+            return await loop.run_in_executor(resolvers, partial(socket.getaddrinfo, host, port, **options))
+
+        setattr(loop, "getaddrinfo", getaddrinfo)  # noqa: B010 - of this loop alone
+        ready.set_result(loop)
+        while not stopping.is_set():
+            try:
+                loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                logger.exception("something that ran on the background loop was to end the program; the loop goes on")
 
 
 def _of_the_app(frame: FrameType) -> FrameType:

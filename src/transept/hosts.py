@@ -14,9 +14,11 @@ import anyio.to_thread
 from transept._bridge import is_async, run_now
 from transept._portal import Bridge
 from transept.database import Database
-from transept.errors import UsageError
+from transept.errors import CommitInDoubt, LoopTimeout, UsageError
+from transept.settling import Keeps
+from transept.unit import Unit
 
-__all__ = ["LOOP", "PLAIN", "BridgeHost", "LoopHost", "PlainHost", "host_for", "in_thread"]
+__all__ = ["LOOP", "PLAIN", "BridgeHost", "LoopHost", "PlainHost", "from_plain_code", "host_for", "in_thread"]
 
 T = TypeVar("T")
 
@@ -92,7 +94,7 @@ class LoopHost:
 
 
 class BridgeHost(LoopHost):
-    """Plain code over async databases: the unit settles on the background loop, and the thread waits for that."""
+    """Plain code that may use async databases: a unit that has one settles on the background loop, others here."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
@@ -102,8 +104,20 @@ class BridgeHost(LoopHost):
         return self._bridge
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run what a unit of work is asked to do, from plain code."""
-        return self.bridge.run(work, "the end of a unit of work")
+        """Run what a unit of work is asked to do, on the loop."""
+        return self._bridge.run(work, "the end of a unit of work")
+
+    def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        return work if self._bridge.needed() else super().leaf(blocking, work)
+
+    async def shielded(self, work: Coroutine[Any, Any, T], cancelled: Callable[[], None] | None = None) -> T:
+        return await (work if self._bridge.needed() else super().shielded(work, cancelled))
+
+    async def call(self, hook: Callable[[], Any]) -> None:
+        if not self._bridge.needed():
+            await super().call(hook)
+        elif inspect.isawaitable(result := hook()):
+            self._bridge.run(_awaited(result), f"the hook {hook!r}")
 
 
 LOOP = LoopHost()
@@ -113,6 +127,30 @@ PLAIN = PlainHost()
 def host_for(databases: Iterable[Database], bridge: Bridge) -> PlainHost | BridgeHost:
     """Where plain code lets units of these databases settle: async ones need the background loop."""
     return PLAIN if all(database.blocking for database in databases) else BridgeHost(bridge)
+
+
+def from_plain_code(unit: Unit, work: Coroutine[Any, Any, T], keeps: Keeps | None) -> T:
+    """Run what ends transactions of this unit, wherever they are; `keeps` says what was to be kept, if anything.
+
+    Raises:
+        CommitInDoubt: the loop did not answer in time. Nobody waits for the end of the unit, which comes when it can.
+        LoopTimeout: the same, and nothing was to be kept.
+    """
+    host = unit.host
+    if not (isinstance(host, BridgeHost) and host.bridge.needed() and unit.awaits()):
+        return run_now(work)
+    try:
+        return host.run(work)
+    except LoopTimeout as failure:
+        host.bridge.portal.leave(unit.close(), f"{unit.name}: the end of its unit of work")
+        kept = [database.key for database, _ in unit.handles() if keeps is not None and keeps(database)]
+        if kept:
+            raise CommitInDoubt(", ".join(kept)) from failure
+        raise
+
+
+async def _awaited(result: Awaitable[Any]) -> None:
+    await result
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:

@@ -13,9 +13,9 @@ from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, get_arg
 
 from transept._bridge import is_async, run_now
 from transept.block import INNERMOST, Block
-from transept.context import CURRENT, LOOP, PLAIN, NamedScope, Nowhere, UnitScope, open_scope, plain, plain_host
+from transept.context import CURRENT, LOOP, PLAIN, NamedScope, Nowhere, UnitScope, open_scope, plain_host
 from transept.errors import IN_BLOCK, CommitFailed, ImproperConfigurationError, OutsideScope, UsageError, unknown_value
-from transept.hosts import BridgeHost, PlainHost, in_thread
+from transept.hosts import BridgeHost, PlainHost, from_plain_code, in_thread
 from transept.unit import Host, Unit
 
 __all__ = ["Scope", "in_new_unit", "new_unit_of_work", "run_in_new_ctx", "transaction", "unit_of_work"]
@@ -137,13 +137,14 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
     def __exit__(self, kind: type[BaseException] | None, error: Error, traceback: TracebackType | None) -> None:
         if self._own is not None:
             try:
-                plain(self._own.host).run(self._ended(self._own.open(), error))
+                unit = self._own.open()
+                from_plain_code(unit, self._ended(unit, error), _always if error is None else None)
             finally:
                 self._leave_own(self._own)
         elif self._unit is not None and self._block is not None:
             unit, block = self._unit, self._block
             unit.end_block(block)
-            if isinstance(unit.host, BridgeHost) and unit.host.bridge.needed():
+            if isinstance(unit.host, BridgeHost) and unit.host.bridge.needed() and unit.awaits():
                 unit.host.run(unit.leave_block(block, error))
             else:
                 run_now(unit.leave_block(block, error, PLAIN.leaf))
@@ -246,15 +247,15 @@ def in_new_unit(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def called(*arguments: P.args, **keywords: P.kwargs) -> T:
-        host = plain_host()
-        with _entered(NamedScope(host, where)) as scope:
+        with _entered(NamedScope(plain_host(), where)) as scope:
             try:
                 result = _no_coroutine(function, function(*arguments, **keywords))
             except BaseException as error:
-                host.run(_closed(scope.unit, error))
+                if scope.unit is not None:
+                    from_plain_code(scope.unit, _closed(scope.unit, error), None)
                 raise
             if scope.unit is not None:
-                host.run(scope.unit.finish(_always))
+                from_plain_code(scope.unit, scope.unit.finish(_always), _always)
             return result
 
     made: Any = awaited if is_async(function) else called

@@ -232,6 +232,10 @@ class Unit:
                 return True
         return False
 
+    def awaits(self) -> bool:
+        """Whether it uses an async database."""
+        return any(not database.blocking for database in self._handles)
+
     def has_to_settle(self) -> bool:
         """Whether `settle` would do anything."""
         return self.busy() or self._has_more_to_settle()

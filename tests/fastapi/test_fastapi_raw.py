@@ -166,7 +166,7 @@ async def test_sqlalchemy_and_a_raw_database_by_depends_are_settled_together(raw
 
 async def test_a_raw_database_is_no_async_sqlalchemy_database(pg: RawDatabase) -> None:
     db = Transept(pg.config())
-    with pytest.raises(ImproperConfigurationError, match=r"Expected an async config, but got a AsyncpgConfig"):
+    with pytest.raises(ImproperConfigurationError, match=r"Expected an async config, but got AsyncpgConfig"):
         db.provide_async_session()
 
 

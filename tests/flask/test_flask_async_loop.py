@@ -214,7 +214,7 @@ def test_a_statement_that_takes_too_long_in_a_plain_view(hasty):
 
     hasty.view(view)
     response = hasty.post()
-    assert (response.status_code, response.headers["Retry-After"] != "") == (503, True)
+    assert (response.status_code, "too long" in response.text) == (503, True)
     assert hasty.held() == []
     assert until(lambda: hasty.tables.backends("active") == 0)
 

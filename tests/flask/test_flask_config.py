@@ -262,7 +262,7 @@ def test_what_is_no_app_is_refused(app: Any):
     [
         ([], r"config=\[\]: at least one database configuration is needed"),
         (None, "config has None, which is no database"),
-        ("sqlite://", "config has 's', which is no database"),
+        ("sqlite://", "config has 'sqlite://', which is no database"),
         (SQLAlchemySyncConfig, r"SQLAlchemySyncConfig is the class: pass an object, SQLAlchemySyncConfig\(...\)"),
         ([memory(), None], "config has None, which is no database"),
         ([memory(), memory()], "unique name for the `bind_key`"),

@@ -538,7 +538,7 @@ def test_what_takes_longer_than_the_timeout_is_503_and_leaves_nothing(sleeping: 
     began = time.monotonic()
     response = Client(app).post("/")
     assert (response.status_code, time.monotonic() - began < 4) == (503, True)
-    assert response.headers["retry-after"].isdigit()
+    assert "too long" in response.text
     assert (sleeping.out(), sleeping.held(), Client(app).get("/rows").get_json()) == (0, [], [])
 
 
@@ -779,10 +779,10 @@ def test_the_sqlalchemy_accessors_refuse_a_raw_database_by_name(raw: Raw, colour
     with app.app_context(), pytest.raises(ImproperConfigurationError) as refused:
         getattr(raw.db, f"get_{colour}_session")()
     article = "a sync" if colour == "sync" else "an async"
-    named = f"Expected {article} config, but got a {raw.driver.config.__name__} (database 'default')"
+    named = f"Expected {article} config, but got {raw.driver.config.__name__} (database 'default')"
     assert str(refused.value).startswith(named)
     for engine in (raw.db.get_engine, raw.db.get_sync_engine, raw.db.get_async_engine):
-        with pytest.raises(ImproperConfigurationError, match=r"but got a"):
+        with pytest.raises(ImproperConfigurationError, match=r"but got"):
             engine()
 
 

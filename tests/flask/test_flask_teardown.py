@@ -146,7 +146,7 @@ def test_one_that_raises_after_kept_work_is_logged_and_changes_nothing(
     place(site.app, fail)
     response = site.post()
     assert (response.status_code, response.text, site.held()) == (201, "made", [1])
-    assert "POST / answered, and kept its work; its teardown failed" in caplog.text
+    assert "POST / was answered, and its work settled; its teardown failed" in caplog.text
     assert "in the teardown" in caplog.text
 
 
@@ -170,16 +170,43 @@ def test_one_that_raises_after_kept_work_does_not_cut_a_stream_off(site: Site, p
 
 
 @places
-@pytest.mark.parametrize("answer", [refused, failed, raised_as_http, nothing_done])
-def test_one_that_raises_where_nothing_was_kept_is_left_to_the_server(site: Site, place: Any, answer: Any):
+@pytest.mark.parametrize("answer", [refused, failed, raised_as_http])
+def test_one_that_raises_after_work_was_rolled_back_changes_nothing_either(site: Site, place: Any, answer: Any):
     def fail(error: Any) -> None:
         raise ValueError("in the teardown")
 
     answering(site, answer)
     place(site.app, fail)
+    assert (site.post().status_code, site.held()) == ANSWERS[answer]
+
+
+@places
+def test_one_that_raises_where_no_session_was_asked_for_is_left_to_the_server(site: Site, place: Any):
+    def fail(error: Any) -> None:
+        raise ValueError("in the teardown")
+
+    answering(site, nothing_done)
+    place(site.app, fail)
     with pytest.raises(ValueError, match="in the teardown"):
         site.post()
-    assert site.held() == []
+
+
+@places
+@pytest.mark.parametrize("status", [201, 409])
+def test_one_that_raises_after_the_app_has_committed_itself_changes_nothing(site: Site, place: Any, status: int):
+    """Whatever the mode says of the status."""
+
+    def fail(error: Any) -> None:
+        raise ValueError("in the teardown")
+
+    def commits(site: Site) -> Any:
+        site.add(1)
+        site.db.get_session().commit()
+        return "done", status
+
+    answering(site, commits)
+    place(site.app, fail)
+    assert (site.post().status_code, site.held()) == (status, [1])
 
 
 @places

@@ -104,7 +104,7 @@ def over(session: Session | AsyncSession) -> SQLSession | BlockingSQLSession:
         seat = seat_of(session)
         if seat is not None and seat.bridge is not None and seat.bridge.needed():  # an async one, in plain code
             there = AlchemyExecutor(session, is_async=True)
-            return BlockingSQLSession(AcrossExecutor(there, seat.bridge, f"database {seat.key!r}"))
+            return BlockingSQLSession(AcrossExecutor(there, seat.bridge, seat.key))
         return BlockingSQLSession(AlchemyExecutor(session, is_async=False))
     raise UsageError(f"over() takes a Session or an AsyncSession of SQLAlchemy; {session!r} is neither.")
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from sqlalchemy.util import greenlet_spawn
 
 from transept._portal import Bridge
+from transept.errors import CommitInDoubt, LoopTimeout
 
 __all__ = ["across", "run_across"]
 
@@ -32,10 +33,19 @@ def run_across(seat: Crosses, function: Callable[..., Any], *arguments: Any, **k
 
 
 def across(method: Callable[..., Any]) -> Callable[..., Any]:
-    """This method, so called. Its object has the seat as `transept_seat`."""
+    """This method, so called. Its object has the seat as `transept_seat`.
+
+    A commit of which nothing is heard in time is in doubt.
+    """
+    commits = method.__name__ == "commit"
 
     @functools.wraps(method)
     def called(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        return run_across(self.transept_seat, method, self, *arguments, **keywords)
+        try:
+            return run_across(self.transept_seat, method, self, *arguments, **keywords)
+        except LoopTimeout as failure:
+            if commits:
+                raise CommitInDoubt(self.transept_seat.key) from failure
+            raise
 
     return called

@@ -104,6 +104,11 @@ IN_DOUBT = PlainAnswer(
     "Service Unavailable",
     b"The outcome is in doubt: what this request did may or may not have been kept. Look before you repeat it.",
 )
+TOO_LATE = PlainAnswer(
+    503,
+    "Service Unavailable",
+    b"The answer took too long. What this request did may or may not have been kept. Look before you repeat it.",
+)
 UNAVAILABLE = PlainAnswer(
     503,
     "Service Unavailable",
@@ -116,4 +121,6 @@ def answer_to(failure: BaseException) -> PlainAnswer | None:
     """What a gate answers to an error that nobody else has answered; None leaves it to the server's 500."""
     if isinstance(failure, CommitInDoubt):
         return IN_DOUBT
-    return UNAVAILABLE if isinstance(failure, (DatabaseUnavailable, LoopTimeout)) else None
+    if isinstance(failure, LoopTimeout):
+        return TOO_LATE
+    return UNAVAILABLE if isinstance(failure, DatabaseUnavailable) else None

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from transept._portal import Bridge
 from transept.context import CURRENT, Gate, UnitScope
 from transept.errors import CommitInDoubt, LoopTimeout
 from transept.gate.answer import READING_METHODS, always, at_start, between_chunks, never, outcome_of, report
-from transept.hosts import BridgeHost, PlainHost
-from transept.settling import Settled, Spare
+from transept.hosts import BridgeHost, PlainHost, from_plain_code
+from transept.settling import Keeps, Settled, Spare
 from transept.unit import Unit
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 __all__ = ["Body", "Served", "ServingGate"]
+
+T = TypeVar("T")
 
 NOTHING = Settled()
 
@@ -41,7 +43,7 @@ class Served(UnitScope):
     def __init__(self, gate: ServingGate, environ: WSGIEnvironment) -> None:
         super().__init__()
         self.gate = gate
-        self.host = self.plain = gate.host
+        self.host = gate.host
         self.environ = environ
         self.status: int | None = None  # of the response, once it is known
         self.complete = False
@@ -56,7 +58,11 @@ class Served(UnitScope):
 
     def describe(self) -> str:
         after = "what came after " if self.complete else ""
-        return f"{after}{self.environ.get('REQUEST_METHOD', '')} {self.environ.get('PATH_INFO', '')}"
+        return after + " ".join(self.line())
+
+    def line(self) -> tuple[str, str]:
+        """Method and path."""
+        return self.environ.get("REQUEST_METHOD", ""), self.environ.get("PATH_INFO", "")
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -74,25 +80,28 @@ class Served(UnitScope):
             return
         settled = NOTHING
         if unit.has_to_settle():
-            try:
-                settled = self.plain.run(unit.settle(outcome_of(status), spare))
-            except LoopTimeout as failure:
-                raise self._in_doubt(unit, status, failure) from failure
+            keeps = outcome_of(status)
+            settled = self._end(unit, unit.settle(keeps, spare), keeps)
         self.warned = self.warned or report(unit, settled, status)
 
-    def _in_doubt(self, unit: Unit, status: int, failure: LoopTimeout) -> Exception:
-        """Nobody knows what became of it; and nobody waits for its end once more."""
-        self.unit = None
-        self.gate.bridge.portal.leave(unit.close(), f"{unit.name}: the end of its unit of work")
-        kept = [database.key for database, _ in unit.handles() if database.policy.keeps(status)]
-        return CommitInDoubt(", ".join(kept)) if kept else failure
+    def _end(self, unit: Unit, work: Coroutine[Any, Any, T], keeps: Keeps | None) -> T:
+        try:
+            return from_plain_code(unit, work, keeps)
+        except (CommitInDoubt, LoopTimeout) as failure:
+            if LoopTimeout in (type(failure), type(failure.__cause__)):
+                self.unit = None  # its end comes when it can, and nobody waits for it once more
+            raise
 
     def keep_what_came_between(self, status: int) -> None:
-        """What a framework's teardown did after its response was settled. The answer is given, so that cannot fail."""
+        """What a framework's teardown did after its response was settled. The answer is given, so that cannot fail.
+
+        What it did in the unit of a body that is still to come is kept as that is.
+        """
         unit = self.unit
+        keeps = always if self.complete else outcome_of(status)
         if unit is not None and unit.has_to_settle():
             try:
-                self.plain.run(unit.settle(always, at_start(status)))
+                self._end(unit, unit.settle(keeps, at_start(status)), keeps)
             except Exception:
                 logger.exception("%s: what came after its response could not be kept", self.describe())
 
@@ -101,7 +110,7 @@ class Served(UnitScope):
         unit = self.unit
         if unit is not None and unit.has_to_settle():
             try:
-                self.plain.run(unit.settle(never))
+                self._end(unit, unit.settle(never), None)
             except Exception as failure:
                 error.add_note(f"transept: while rolling back {unit.name}: {failure!r}")
 
@@ -109,7 +118,8 @@ class Served(UnitScope):
         """Settle between chunks; whether a client that counts bytes has the whole body with this one."""
         unit = self.unit
         if unit is not None and not unit.blocks and self.status is not None and unit.has_to_settle():
-            self.plain.run(unit.settle(outcome_of(self.status), between_chunks))
+            keeps = outcome_of(self.status)
+            self._end(unit, unit.settle(keeps, between_chunks), keeps)
         if self.left is None:
             return False
         self.left -= len(data)
@@ -119,7 +129,8 @@ class Served(UnitScope):
         """The last settling: after it the response is complete, and its sessions are over."""
         unit = self.unit
         if unit is not None and self.status is not None and not unit.end_idle():
-            settled = self.plain.run(unit.finish(outcome_of(self.status)))
+            keeps = outcome_of(self.status)
+            settled = self._end(unit, unit.finish(keeps), keeps)
             self.warned = self.warned or report(unit, settled, self.status)
         self.close_unit(None)
         self.complete = True
@@ -127,13 +138,13 @@ class Served(UnitScope):
     def keep_what_came_after(self) -> None:
         unit, self.unit = self.unit, None
         if unit is not None and not unit.end_idle():
-            self.plain.run(unit.finish(always))
+            self._end(unit, unit.finish(always), always)
 
     def close_unit(self, error: BaseException | None) -> None:
         unit, self.unit = self.unit, None
         if unit is not None and not unit.end_idle():
             try:
-                self.plain.run(unit.close())
+                self._end(unit, unit.close(), None)
             except Exception as failure:
                 if error is None:
                     raise

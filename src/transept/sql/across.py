@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from transept._portal import Bridge
+from transept.errors import CommitInDoubt, LoopTimeout
 from transept.sql.connection import BlockingConnection, Used
 from transept.sql.executor import Driver, Executor
 from transept.sql.link import Cursor, Link
@@ -23,10 +24,10 @@ E = TypeVar("E", bound=Executor)
 class AcrossExecutor(Generic[E]):
     """An async session's executor, for plain code: what it is asked to do runs on the loop, and the thread waits."""
 
-    def __init__(self, executor: E, bridge: Bridge, what: str) -> None:
+    def __init__(self, executor: E, bridge: Bridge, key: str) -> None:
         self._there = executor
         self._bridge = bridge
-        self._what = what
+        self._key = key
 
     @property
     def database(self) -> Driver:
@@ -54,16 +55,25 @@ class AcrossExecutor(Generic[E]):
         self._run(self._there.begin())
 
     async def app_ends(self, *, commit: bool) -> None:
-        self._run(self._there.app_ends(commit=commit))
+        self._end(self._there.app_ends(commit=commit), commit)
 
     async def enter_block(self) -> Any:
         return self._run(self._there.enter_block())
 
     async def leave_block(self, block: Any, error: BaseException | None, /) -> None:
-        self._run(self._there.leave_block(block, error))
+        self._end(self._there.leave_block(block, error), error is None)
+
+    def _end(self, work: Coroutine[Any, Any, None], commits: bool) -> None:
+        """A commit of which nothing is heard in time is in doubt."""
+        try:
+            self._run(work)
+        except LoopTimeout as failure:
+            if commits:
+                raise CommitInDoubt(self._key) from failure
+            raise
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._bridge.run(work, self._what)
+        return self._bridge.run(work, f"database {self._key!r}")
 
 
 class AcrossUsed(AcrossExecutor[Used]):
@@ -96,5 +106,5 @@ class PlainHandle(NamedTuple):
 
 def plain_handle(handle: Used, bridge: Bridge, key: str) -> PlainHandle:
     """The blocking twins over this handle."""
-    executor = AcrossUsed(handle, bridge, f"database {key!r}")
+    executor = AcrossUsed(handle, bridge, key)
     return PlainHandle(BlockingSQLSession(executor), BlockingConnection(executor))

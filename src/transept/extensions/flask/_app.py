@@ -12,21 +12,23 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request
 from flask.ctx import AppContext, RequestContext
 from flask.globals import _cv_app, _cv_request
-from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.exceptions import HTTPException, ServiceUnavailable
+from werkzeug.wrappers import Response as BaseResponse
 
 from transept._portal import Bridge, watched
-from transept.context import UnitScope, plain, surround
+from transept.context import UnitScope, surround
 from transept.database import Database, Databases
 from transept.errors import ImproperConfigurationError
 from transept.extensions.flask._context import ContextScope, ended_well, raised_meanwhile
 from transept.gate.answer import answer_to, at_start, outcome_of
 from transept.gate.served import Body, Served
-from transept.hosts import BridgeHost, PlainHost, host_for
+from transept.hosts import BridgeHost, PlainHost, from_plain_code, host_for
 from transept.unit import BeforeCommit
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ SERVED = "transept.served"  # in the environ, and on its contexts: the request t
 SCOPE = "transept_scope"  # on an app context: its own scope
 AROUND = "transept_around"  # on a request context: the app context that was there before
 NOTHING: Any = object()
+ENTERING: ContextVar[RequestContext | None] = ContextVar("transept_flask_entering", default=None)
+"""The request whose contexts are being pushed, or were the last."""
+
+
+OF_SENDING = ("__call__", "close", "get_app_iter", "get_wsgi_response", "iter_encoded")
 
 
 class Asked(Served):
@@ -54,6 +61,7 @@ class UnderWay:
     environ: WSGIEnvironment
     asked: Asked | None = None
     response: Response | None = None  # once it is settled
+    streams = False  # code of the app runs while it is sent, or after that
     over = False  # for Flask; its body may be sent now
 
 
@@ -110,7 +118,8 @@ class Tied:
         finally:
             under_way.over = True
             environ[SERVED] = outer
-        return body if under_way.asked is None else self._served(under_way.asked, under_way.response, body)
+            ENTERING.set(None)
+        return body if under_way.asked is None else self._served(under_way, under_way.asked, body)
 
     def _raised(self, under_way: UnderWay, error: BaseException) -> Iterable[bytes]:
         """An error of the teardown comes too late to change what was settled, and does not change the answer either."""
@@ -121,21 +130,24 @@ class Tied:
             asked.roll_back(error)
             with suppress(Exception):  # an error of the response itself, then
                 body = response.get_wsgi_response(asked.environ)[0]
-                self.app.logger.exception("%s had been settled and answered when its teardown failed", asked.describe())
+                self.app.logger.exception(
+                    "%s %s was answered, and its work settled; its teardown failed", *asked.line()
+                )
                 return body
         asked.close_unit(error)
         asked.end()
         raise error
 
-    def _served(self, asked: Asked, response: Response | None, body: Iterable[bytes]) -> Iterable[bytes]:
+    def _served(self, under_way: UnderWay, asked: Asked, body: Iterable[bytes]) -> Iterable[bytes]:
+        response = under_way.response
         if response is None:  # middleware inside has answered
             asked.close_unit(None)
         else:
             asked.keep_what_came_between(response.status_code)
-            if not _is_all_there(response):
+            if under_way.streams:
                 asked.status = response.status_code
                 left = response.headers.get("content-length")
-                asked.left = None if left is None else int(left)
+                asked.left = int(left) if left is not None and left.isdecimal() else None
                 sent = Body(asked, body)
                 sent.begin()
                 return sent
@@ -149,7 +161,8 @@ class Tied:
         under_way: UnderWay | None = getattr(_cv_request.get(), SERVED, None)
         if under_way is not None:
             setattr(_cv_app.get(), SERVED, under_way)  # for its teardown, when the request context is gone
-            if under_way.asked is None and _is_all_there(response):
+            under_way.streams = not _is_all_there(response, rv)
+            if under_way.asked is None and not under_way.streams:
                 under_way.response = response
                 return response
         try:
@@ -163,7 +176,10 @@ class Tied:
 
     def _answer(self, under_way: UnderWay | None, failure: Exception) -> Response:
         """As an error of the view. What the handler does is settled in its turn, and an error there is not handled."""
-        response: Response = self._finalize(self.app.handle_user_exception(failure))
+        rv = self.app.handle_user_exception(failure)
+        response: Response = self._finalize(rv)
+        if under_way is not None:
+            under_way.streams = not _is_all_there(response, rv)
         try:
             self._settle(under_way, response)
         except Exception as second:
@@ -180,6 +196,9 @@ class Tied:
         status = asked.status = response.status_code
         asked.settle(status, at_start(status))
         asked.settled = used
+        if not under_way.streams and not (asked.unit is not None and asked.unit.busy()):
+            asked.close_unit(None)  # what goes on, in a teardown function or a task that was left, has another one
+            asked.complete = True
         under_way.response = response
 
     def _settle_test(self, response: Response) -> None:
@@ -187,7 +206,8 @@ class Tied:
         own: ContextScope | None = getattr(_cv_app.get(), SCOPE, None)
         if own is not None and own.unit is not None and own.unit.has_to_settle():
             status = response.status_code
-            plain(own.host).run(own.unit.settle(outcome_of(status), at_start(status)))
+            keeps = outcome_of(status)
+            from_plain_code(own.unit, own.unit.settle(keeps, at_start(status)), keeps)
 
     def handle_exception(self, error: Exception) -> Response:
         """Where no handler took it, an outcome in doubt and a database that is down are 503, as an HTTP error is."""
@@ -211,6 +231,8 @@ class Tied:
             setattr(context, SERVED, under_way)
             if around is not None:
                 setattr(context, AROUND, around)
+            else:
+                ENTERING.set(context)
         elif around is not None and (outer := _cv_request.get(None)) is not None and _is_of(around, outer):
             setattr(around, SERVED, getattr(outer, SERVED, None))  # a test's inside it, which shares its app context
         return context
@@ -218,18 +240,24 @@ class Tied:
     def scope_of(self, context: AppContext) -> UnitScope:
         """The unit of work of the request that this app context is there for; else its own."""
         requests = _cv_request.get(None)
+        if requests is None:
+            requests = _entering(context)
         inside = requests is not None and _is_of(context, requests)
         under_way: UnderWay | None = getattr(requests if inside else context, SERVED, None)
-        if under_way is not None and (inside or not under_way.over):
-            asked = under_way.asked
-            if asked is None and not under_way.over:
-                return self._asked(under_way)
-            if asked is not None and not (asked.closed and context._cv_tokens):
-                return asked
-        return self._own_scope(context)
+        if under_way is None:
+            return self._own_scope(context)
+        asked = under_way.asked
+        if not under_way.over:
+            return asked or self._asked(under_way)
+        if inside and (under_way.response is None or not context._cv_tokens):  # this code has outlived it
+            asked = asked or self._asked(under_way)
+            asked.closed = True
+            return asked
+        return asked if inside and asked is not None and not asked.closed else self._own_scope(context)
 
     def _asked(self, under_way: UnderWay) -> Asked:
         asked: Asked = under_way.__dict__.setdefault("asked", Asked(self, under_way.environ))  # one, of two threads
+        asked.complete = under_way.response is not None  # it comes after the response: of a teardown function
         return asked
 
     def _own_scope(self, context: AppContext) -> ContextScope:
@@ -292,6 +320,15 @@ class FlaskContexts:
 surround(FlaskContexts())
 
 
+def _entering(context: AppContext) -> RequestContext | None:
+    """The request whose app context this is, while that is being pushed, which comes first."""
+    requests = ENTERING.get(None)
+    entering = requests is not None and not requests._cv_tokens and requests.app is context.app
+    if entering:
+        setattr(requests, AROUND, context)  # which it takes as its own
+    return requests if entering else None
+
+
 def _is_of(context: AppContext, requests: RequestContext) -> bool:
     """Whether an app context is there for this request: it was pushed for it, or was there before."""
     pushed = [made for _, made in requests._cv_tokens if made is not None]
@@ -316,9 +353,19 @@ def _take_over(context: Context) -> None:
             variable.set(value)
 
 
-def _is_all_there(response: Response) -> bool:
+def _is_all_there(response: Response, rv: Any) -> bool:
     """Whether no code of the app runs any more: none makes its body, and none is to be called at its end."""
-    return isinstance(response.response, (list, tuple)) and not response._on_close
+    if isinstance(rv, HTTPException) and rv.response is None:
+        return True  # its body is a page of Werkzeug's
+    listed = isinstance(response.response, (list, tuple)) and not response._on_close
+    made: Any = type(response)
+    return listed and bool(_sends_as_werkzeug_does(made))
+
+
+@cache
+def _sends_as_werkzeug_does(made: Any) -> bool:
+    """Whether none of the app's code runs when a response of this class is sent."""
+    return all(getattr(made, name) is getattr(BaseResponse, name) for name in OF_SENDING)
 
 
 def _close(response: Response, failure: BaseException) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from types import FrameType
 
-from transept.context import Gate, UnitScope, plain
+from transept.context import Gate, UnitScope
 from transept.errors import UsageError
 from transept.gate.answer import always
 from transept.gate.served import ServingGate
+from transept.hosts import from_plain_code
 from transept.unit import Unit
 
 __all__ = ["ContextScope", "ended_well", "raised_meanwhile"]
@@ -53,10 +54,10 @@ class ContextScope(UnitScope):
                     "`async with unit_of_work():` instead."
                 )
         elif error is None:
-            plain(self.host).run(unit.finish(always))
+            from_plain_code(unit, unit.finish(always), always)
         else:
             try:
-                plain(self.host).run(unit.close())
+                from_plain_code(unit, unit.close(), None)
             except Exception as failure:
                 error.add_note(f"transept: while rolling back {unit.name}: {failure!r}")
 

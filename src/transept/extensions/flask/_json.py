@@ -68,7 +68,7 @@ def _of_sqlalchemy(value: Any) -> Any:
 
 
 def columns_of(model: Any) -> dict[str, Any]:
-    """The columns of a model that are loaded, by attribute name; None for those of a new model that were never set.
+    """The columns of a model that are loaded, by attribute name; None for those of a stored one that were never set.
 
     Nothing is read from the database, unless the app's own commit has expired what was loaded.
 
@@ -83,8 +83,11 @@ def columns_of(model: Any) -> dict[str, Any]:
     if expired:
         _refuse_where_it_must_be_awaited(state)
         getattr(model, expired[0])  # reads all of them
+    loaded = {name: state.dict[name] for name in columns.keys() if name in state.dict}  # noqa: SIM118
+    if not state.has_identity:
+        return loaded
     left_out = {*state.callables, *(column.key for column in columns if column.deferred)}
-    return {name: state.dict.get(name) for name in columns.keys() if name in state.dict or name not in left_out}  # noqa: SIM118
+    return {name: loaded.get(name) for name in columns.keys() if name in loaded or name not in left_out}  # noqa: SIM118
 
 
 def _refuse_where_it_must_be_awaited(state: Any) -> None:
