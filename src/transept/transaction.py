@@ -14,7 +14,15 @@ from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, get_arg
 from transept._bridge import is_async, run_now
 from transept.block import INNERMOST, Block
 from transept.context import CURRENT, LOOP, PLAIN, NamedScope, Nowhere, UnitScope, open_scope, plain_host
-from transept.errors import IN_BLOCK, CommitFailed, ImproperConfigurationError, OutsideScope, UsageError, unknown_value
+from transept.errors import (
+    IN_BLOCK,
+    CommitFailed,
+    ImproperConfigurationError,
+    LoopTimeout,
+    OutsideScope,
+    UsageError,
+    unknown_value,
+)
 from transept.hosts import BridgeHost, PlainHost, from_plain_code, in_thread
 from transept.unit import Host, Unit
 
@@ -138,7 +146,11 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
         if self._own is not None:
             try:
                 unit = self._own.open()
-                from_plain_code(unit, self._ended(unit, error), _always if error is None else None)
+                ending = self._ended(unit, error)
+                if error is None:
+                    from_plain_code(unit, ending, _always)
+                else:
+                    _roll_back_from_plain_code(unit, ending, error)
             finally:
                 self._leave_own(self._own)
         elif self._unit is not None and self._block is not None:
@@ -252,7 +264,7 @@ def in_new_unit(function: Callable[P, T]) -> Callable[P, T]:
                 result = _no_coroutine(function, function(*arguments, **keywords))
             except BaseException as error:
                 if scope.unit is not None:
-                    from_plain_code(scope.unit, _closed(scope.unit, error), None)
+                    _roll_back_from_plain_code(scope.unit, _closed(scope.unit, error), error)
                 raise
             if scope.unit is not None:
                 from_plain_code(scope.unit, scope.unit.finish(_always), _always)
@@ -301,6 +313,13 @@ async def _closed(unit: Unit | None, error: Error) -> None:
     except Exception as failure:
         if error is None:
             raise
+        error.add_note(f"transept: while closing {unit.name}: {failure!r}")
+
+
+def _roll_back_from_plain_code(unit: Unit, work: Coroutine[Any, Any, None], error: BaseException) -> None:
+    try:
+        from_plain_code(unit, work, None)
+    except LoopTimeout as failure:
         error.add_note(f"transept: while closing {unit.name}: {failure!r}")
 
 

@@ -22,7 +22,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from werkzeug.test import Client
 
-from transept import BlockingCallWarning, ImproperConfigurationError, OutsideScope, Registry, UsageError, db_session
+from transept import (
+    BlockingCallWarning,
+    ImproperConfigurationError,
+    OutsideScope,
+    Registry,
+    UsageError,
+    db_session,
+    sync_db_session,
+)
 from transept._portal import HELD_SECONDS
 from transept.adapters.aiosqlite import AiosqliteConfig
 from transept.extensions import flask as extension
@@ -691,3 +699,38 @@ db.close()
 print(threading.active_count())
 """
     assert ran(code) == "1"
+
+
+def test_a_transept_that_was_not_tied_to_the_app_says_so(file):
+    app = Flask("half")
+    one = Transept(file.sync_config(), app)
+    other = Transept(SQLAlchemyAsyncConfig(connection_string=file.url(), bind_key="other"))
+    with app.app_context():
+        one.get_session()
+        with pytest.raises(OutsideScope, match=r"the app 'half' does not know these databases, .*call init_app\(app\)"):
+            other.get_session()
+    other.init_app(app)
+    with app.app_context():
+        assert other.get_session() is other.get_session("other")
+    one.close()
+    other.close()
+
+
+def test_an_init_app_that_is_refused_leaves_nothing_behind(file):
+    app = Flask("refused")
+    Transept(file.sync_config(), app)
+    more = [file.sync_config(bind_key="more"), file.sync_config()]
+    with pytest.raises(ImproperConfigurationError, match="two have 'default'"):
+        Transept(more, app)
+    Transept([more[0], file.sync_config(bind_key="yet_another")], app)
+
+
+def test_the_context_api_says_what_there_is_in_flask():
+    with pytest.raises(OutsideScope, match=r"In Flask push an app context"):
+        sync_db_session()
+
+
+def test_a_password_is_not_shown_where_the_url_is_wrong():
+    with pytest.raises(ImproperConfigurationError, match=r"bob:\*\*\*@") as refused:
+        SQLAlchemySyncConfig(connection_string="postgresql//bob:secret@localhost/app")
+    assert "secret" not in str(refused.value)
