@@ -54,7 +54,16 @@ def test_every_contender_has_its_line(postgres: Server, tmp_path: Path) -> None:
     done = run("request.py", "--rounds", "1", "--calls", "2", "--url", postgres.dsn, "--markdown", str(page))
     assert (done.returncode, done.stderr) == (0, "")
     assert [title for title in TITLES if f"\n{title}" not in done.stdout] == []
-    for path in ("/nodb", "/read", "/write", "/litestar-nodb", "/litestar-session", "/flask-nodb", "/flask-read", "/flask-write"):
+    for path in (
+        "/nodb",
+        "/read",
+        "/write",
+        "/litestar-nodb",
+        "/litestar-session",
+        "/flask-nodb",
+        "/flask-read",
+        "/flask-write",
+    ):
         assert f"\n| {path} | " in page.read_text("utf-8")
     assert postgres.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'transept_bench_%'") == []
 

@@ -302,7 +302,8 @@ class Databases:
         if isinstance(databases, Databases):
             return databases
         given: Any = databases
-        several = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+        one_by_one = isinstance(given, Iterable) and not isinstance(given, str)
+        several: list[Any] = list(given) if one_by_one else [given]
         if not several:
             raise ImproperConfigurationError(f"{setting}=[]: at least one database configuration is needed.")
         for one in several:
