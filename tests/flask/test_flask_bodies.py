@@ -9,7 +9,7 @@ from typing import Any
 
 import flask
 import pytest
-from flask import Response, send_file, stream_with_context
+from flask import Response, abort, send_file, stream_with_context
 from flask_site import Held, Parent, Site, site_of
 from held import COUNT, VIOLATION, File, Postgres, insert
 from sqlalchemy import text
@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from werkzeug.test import create_environ
 from werkzeug.wsgi import FileWrapper
 
-from transept import OpenCursorError, OutsideScope, after_commit
+from transept import OpenCursorError, OutsideScope, after_commit, current_unit
 
 
 def plain(rows: Any) -> Any:
@@ -555,3 +555,41 @@ def test_a_response_whose_headers_cannot_be_sent_is_no_failing_teardown(site: Si
         site.post()
     assert "its teardown failed" not in caplog.text
     assert site.clean()
+
+
+@pytest.mark.parametrize("status", [409, 201])
+def test_a_stream_that_takes_the_place_of_an_error_page_is_settled_as_one(site: Site, status: int):
+    @site.view
+    def view() -> Any:
+        abort(409)
+
+    @site.app.after_request
+    def instead(response: Response) -> Response:
+        session = site.db.get_session()
+
+        def rows() -> Iterator[str]:
+            yield "a"
+            session.add(Held(v=1))
+            session.flush()
+            yield "b"
+
+        return Response(rows(), status)
+
+    answer = site.post()
+    assert (answer.status_code, answer.text, site.held()) == (status, "ab", [1] if status == 201 else [])
+
+
+def test_what_an_error_page_is_to_call_at_its_end_has_a_session(site: Site):
+    @site.view
+    def view() -> Any:
+        abort(409)
+
+    @site.app.after_request
+    def then(response: Response) -> Response:
+        def write() -> None:
+            current_unit().session(site.config).add(Held(v=1))
+
+        response.call_on_close(write)
+        return response
+
+    assert (site.post().status_code, site.held()) == (409, [1])

@@ -20,6 +20,7 @@ from flask.ctx import AppContext, RequestContext
 from flask.globals import _cv_app, _cv_request
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 from werkzeug.wrappers import Response as BaseResponse
+from werkzeug.wsgi import ClosingIterator
 
 from transept._portal import Bridge, watched
 from transept.context import UnitScope, surround
@@ -355,11 +356,12 @@ def _take_over(context: Context) -> None:
 
 def _is_all_there(response: Response, rv: Any) -> bool:
     """Whether no code of the app runs any more: none makes its body, and none is to be called at its end."""
-    if isinstance(rv, HTTPException) and rv.response is None:
-        return True  # its body is a page of Werkzeug's
-    listed = isinstance(response.response, (list, tuple)) and not response._on_close
+    body = response.response
+    page = isinstance(rv, HTTPException) and rv.response is None and type(body) is ClosingIterator  # of Werkzeug's own
+    if response._on_close or not (page or isinstance(body, (list, tuple))):
+        return False
     made: Any = type(response)
-    return listed and bool(_sends_as_werkzeug_does(made))
+    return bool(_sends_as_werkzeug_does(made))
 
 
 @cache
