@@ -429,7 +429,7 @@ async def test_asking_a_sqlalchemy_database_for_a_raw_connection_is_refused(pg: 
         assert not hasattr(request.state, "orm_connection")
         with pytest.raises(Exception, match="'orm'"):
             db.get_connection(request, "orm")
-        with pytest.raises(ImproperConfigurationError, match=r"async config, but got a AsyncpgConfig"):
+        with pytest.raises(ImproperConfigurationError, match=r"async config, but got AsyncpgConfig"):
             db.get_async_session(request, "raw")
 
     app, db = app_of(registry_of(file.config(bind_key="orm"), pg.config(bind_key="raw")), work)
