@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
@@ -21,6 +22,15 @@ from transept.unit import Unit
 __all__ = ["LOOP", "PLAIN", "BridgeHost", "LoopHost", "PlainHost", "from_plain_code", "host_for", "in_thread"]
 
 T = TypeVar("T")
+
+
+class Driving(threading.local):
+    """Whether this thread, a loop's or not, drives a unit's work to its end right now, without any loop."""
+
+    here = False
+
+
+DRIVING = Driving()
 
 
 class PlainHost:
@@ -108,13 +118,13 @@ class BridgeHost(LoopHost):
         return self._bridge.run(work, "the end of a unit of work")
 
     def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
-        return work if self._bridge.needed() else super().leaf(blocking, work)
+        return work if DRIVING.here else super().leaf(blocking, work)
 
     async def shielded(self, work: Coroutine[Any, Any, T], cancelled: Callable[[], None] | None = None) -> T:
-        return await (work if self._bridge.needed() else super().shielded(work, cancelled))
+        return await (work if DRIVING.here else super().shielded(work, cancelled))
 
     async def call(self, hook: Callable[[], Any]) -> None:
-        if not self._bridge.needed():
+        if not DRIVING.here:
             await super().call(hook)
         elif inspect.isawaitable(result := hook()):
             self._bridge.run(_awaited(result), f"the hook {hook!r}")
@@ -137,8 +147,10 @@ def from_plain_code(unit: Unit, work: Coroutine[Any, Any, T], keeps: Keeps | Non
         LoopTimeout: the same, and nothing was to be kept.
     """
     host = unit.host
-    if not (isinstance(host, BridgeHost) and host.bridge.needed() and unit.awaits()):
-        return run_now(work)
+    if not (isinstance(host, BridgeHost) and unit.awaits()):
+        return _right_here(work)
+    if not host.bridge.needed():  # called by an async function: `run` refuses to wait for the loop that it runs on
+        host.bridge.portal.leave(unit.close(), f"{unit.name}: the end of its unit of work")
     try:
         return host.run(work)
     except LoopTimeout as failure:
@@ -147,6 +159,14 @@ def from_plain_code(unit: Unit, work: Coroutine[Any, Any, T], keeps: Keeps | Non
         if kept:
             raise CommitInDoubt(", ".join(kept)) from failure
         raise
+
+
+def _right_here(work: Coroutine[Any, Any, T]) -> T:
+    outer, DRIVING.here = DRIVING.here, True
+    try:
+        return run_now(work)
+    finally:
+        DRIVING.here = outer
 
 
 async def _awaited(result: Awaitable[Any]) -> None:

@@ -17,7 +17,7 @@ from held import out_of_pool
 from sqlalchemy import text
 from werkzeug.test import Client
 
-from transept import CommitInDoubt, OutsideScope, after_commit
+from transept import CommitInDoubt, OutsideScope, after_commit, sync_db_session
 from transept._portal import PORTAL
 from transept.alchemy import SQLAlchemyAsyncConfig
 from transept.extensions.flask import Transept
@@ -258,3 +258,55 @@ def test_names_are_resolved_while_all_threads_of_the_loop_wait_for_it(pg):
         for thread in threads:
             thread.join()
         assert statuses == [201] * 12
+
+
+# Plain code that an async view calls.
+
+
+@pytest.fixture
+def both(file, pg) -> Iterator[Site]:
+    """A sync database, in an app that has an async one, too."""
+    with site_of(pg, pg.config()) as site:
+        sync = Transept(file.sync_config(bind_key="sync"), site.app)
+
+        async def outer() -> Any:
+            return str(Client(site.app).post("/inner").status_code), 201
+
+        site.view(outer, "/outer")
+        site.configs.append(sync.get_config())
+        yield site
+        sync.close()
+
+
+@pytest.mark.filterwarnings("ignore::transept.BlockingCallWarning")
+@pytest.mark.parametrize("status", [201, 400])
+def test_a_plain_view_that_an_async_one_calls_is_settled_where_it_runs(both: Site, file, status: int):
+    """Over a sync database there is nothing that it would have to wait for on the loop."""
+
+    def inner() -> Any:
+        session = sync_db_session("sync")
+        session.add(Held(v=1))
+        session.flush()
+        return "", status
+
+    both.view(inner, "/inner")
+    assert both.post("/outer").text == str(status)
+    assert file.held() == ([1] if status == 201 else [])
+
+
+def test_a_plain_view_over_an_async_database_that_an_async_one_calls_leaves_nothing(both: Site):
+    """It would wait for the loop that it runs on."""
+    session: list[Any] = []
+
+    def inner() -> Any:
+        session.append(both.db.get_session())
+        return "", 201
+
+    async def writes() -> Any:
+        await both.db.get_session().execute(text("INSERT INTO held VALUES (1)"))
+        return str(Client(both.app).post("/inner").status_code), 400
+
+    both.view(inner, "/inner")
+    both.view(writes, "/writes")
+    assert both.post("/writes").status_code == 400
+    assert both.held() == []
