@@ -39,10 +39,6 @@ class PlainHost:
     blocking = True
     bridge: Bridge | None = None
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run what a unit of work is asked to do, from plain code."""
-        return run_now(work)
-
     def leaf(self, blocking: bool, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         return work
 

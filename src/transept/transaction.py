@@ -157,7 +157,7 @@ class transaction(Generic[U]):  # noqa: N801 - reads as the function that it is 
             unit, block = self._unit, self._block
             unit.end_block(block)
             if isinstance(unit.host, BridgeHost) and unit.host.bridge.needed() and unit.awaits():
-                unit.host.run(unit.leave_block(block, error))
+                _leave_across(unit, unit.host, block, error)
             else:
                 run_now(unit.leave_block(block, error, PLAIN.leaf))
         else:
@@ -314,6 +314,16 @@ async def _closed(unit: Unit | None, error: Error) -> None:
         if error is None:
             raise
         error.add_note(f"transept: while closing {unit.name}: {failure!r}")
+
+
+def _leave_across(unit: Unit, host: BridgeHost, block: Block, error: Error) -> None:
+    try:
+        host.run(unit.leave_block(block, error))
+    except LoopTimeout as failure:
+        unit.hooks.failed_block = "a block did not end in time"
+        if error is None:
+            raise
+        error.add_note(f"transept: while undoing a block of {unit.name}: {failure!r}")
 
 
 def _roll_back_from_plain_code(unit: Unit, work: Coroutine[Any, Any, None], error: BaseException) -> None:

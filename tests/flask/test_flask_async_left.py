@@ -17,7 +17,7 @@ from held import out_of_pool
 from sqlalchemy import text
 from werkzeug.test import Client
 
-from transept import CommitInDoubt, OutsideScope, after_commit, sync_db_session
+from transept import CommitInDoubt, LoopTimeout, OutsideScope, after_commit, sync_db_session, unit_of_work
 from transept._portal import PORTAL
 from transept.alchemy import SQLAlchemyAsyncConfig
 from transept.extensions.flask import Transept
@@ -234,6 +234,28 @@ def test_an_end_that_the_held_loop_cannot_begin_comes_when_it_can(hasty: Site, f
             raise KeyError
     assert until(lambda: out_of_pool(hasty.config) == 0)
     assert hasty.held() in ([[]] if fails else [[], [1]])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_savepoint_that_the_held_loop_cannot_end_leaves_nothing(hasty: Site, fails: bool):
+    """The error of the block comes first."""
+
+    async def hold() -> None:
+        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+
+    @hasty.view
+    def view() -> Any:
+        hasty.add(1)
+        with pytest.raises(KeyError if fails else LoopTimeout), unit_of_work():
+            hasty.add(2)
+            PORTAL.leave(hold(), "holding the loop")
+            if fails:
+                raise KeyError
+        return "", 201
+
+    assert hasty.post().status_code >= 500
+    assert until(lambda: out_of_pool(hasty.config) == 0)
+    assert hasty.held() == []
 
 
 def test_names_are_resolved_while_all_threads_of_the_loop_wait_for_it(pg):
